@@ -1,0 +1,1 @@
+"""What an operator uses: the command line, proofs over a log, the demo, the bench, and how things were decided."""
