@@ -1,0 +1,241 @@
+"""Facts to bytes and back, exactly.
+
+Owns the encoding of one log entry: a JSON array of facts (`body`), the joined block hashes of all facts beside it
+(`hashes`, binary: base64 would cost a third more), and a checksum over everything the writer decided. The predecessor's
+commit id is not under the checksum: the log writes it, at the moment it knows the predecessor.
+
+Decoding is strict: an unknown fact, a missing, extra or ill-typed field, a wrong checksum, hashes too many or too few
+are refused with the position and the reason (`CorruptState`), a higher schema number as `NewerSchema`. Nothing is
+guessed, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import typing
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import attrs
+import orjson
+
+from events.errors import CorruptState, InvalidInput, NewerSchema
+from events.facts import BLOCK_HASH_BYTES, FACT_TYPES, SCHEMA, BlockRanges, Fact
+from events.limits import COMMIT_BYTES_MAX, COMMIT_FACTS_MAX, POOL_BLOCKS_MAX
+from events.ports import Commit, Entry, Record, StoredRecord
+
+_Json: TypeAlias = object
+_Check: TypeAlias = Callable[[_Json], object]
+
+
+class _Refused(Exception):
+    """A value inside an entry is not what the schema says; caught where the position is known."""
+
+
+def encode(commit: Commit, at_ms: int) -> Record:
+    """Bytes of a commit. `at_ms` is wall time for people to read; nothing computes with it.
+
+    Raises:
+        InvalidInput: the commit has no facts, or is larger than `limits` allow.
+    """
+    if not 1 <= len(commit.facts) <= COMMIT_FACTS_MAX:
+        raise InvalidInput(f"a commit holds 1 to {COMMIT_FACTS_MAX} facts, not {len(commit.facts)}")
+    hashes: list[bytes] = []
+    body = orjson.dumps([_fact_to_json(fact, hashes) for fact in commit.facts])
+    joined = b"".join(hashes)
+    if len(body) + len(joined) > COMMIT_BYTES_MAX:
+        raise InvalidInput(f"a commit holds at most {COMMIT_BYTES_MAX} bytes, not {len(body) + len(joined)}")
+    author = f"{commit.engine}#{commit.session}"
+    return Record(
+        commit_id=commit.id,
+        author=author,
+        at_ms=at_ms,
+        schema=SCHEMA,
+        body=body,
+        hashes=joined,
+        checksum=_checksum(commit.id, author, at_ms, SCHEMA, body, joined),
+    )
+
+
+def decode(stored: StoredRecord) -> Entry:
+    """The entry behind stored bytes.
+
+    Raises:
+        NewerSchema: written by a newer release.
+        CorruptState: anything else that is not exactly what `encode` writes.
+    """
+    record, position = stored.record, stored.position
+    if record.schema > SCHEMA:
+        raise NewerSchema(
+            f"log entry has schema {record.schema}, this release reads up to {SCHEMA}: upgrade statecore",
+            position=position,
+        )
+    checksum = _checksum(record.commit_id, record.author, record.at_ms, record.schema, record.body, record.hashes)
+    if checksum != record.checksum:
+        raise CorruptState(
+            f"log entry is damaged: checksum {checksum}, entry says {record.checksum}", position=position
+        )
+    try:
+        engine, session = _author(record.author)
+        facts = _facts_from_json(record.body, record.hashes)
+    except _Refused as refused:
+        raise CorruptState(f"log entry is not readable: {refused}", position=position) from None
+    return Entry(
+        position=position,
+        id=record.commit_id,
+        previous=stored.previous,
+        engine=engine,
+        session=session,
+        at_ms=record.at_ms,
+        facts=facts,
+    )
+
+
+def decode_all(stored: Sequence[StoredRecord]) -> tuple[Entry, ...]:
+    return tuple([decode(record) for record in stored])
+
+
+def fact_to_dict(fact: Fact) -> dict[str, object]:
+    """A fact for people and `--json`: its name, its fields, hashes in hexadecimal."""
+    plain: dict[str, object] = {"fact": type(fact).__name__}
+    for field in attrs.fields(type(fact)):
+        value = getattr(fact, field.name)
+        plain[field.name] = value.hex() if isinstance(value, bytes) else value
+    return plain
+
+
+# --- one fact -------------------------------------------------------------------------------------------------------
+
+
+def _integer(value: _Json) -> int:
+    if type(value) is not int:
+        raise _Refused(f"{value!r:.80} is not an integer")
+    return value
+
+
+def _text(value: _Json) -> str:
+    if type(value) is not str:
+        raise _Refused(f"{value!r:.80} is not a string")
+    return value
+
+
+def _text_or_none(value: _Json) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _ranges(value: _Json) -> BlockRanges:
+    if type(value) is not list:
+        raise _Refused(f"{value!r:.80} is not a list of block ranges")
+    ranges = []
+    for pair in value:
+        if type(pair) is not list or len(pair) != 2:
+            raise _Refused(f"{pair!r:.80} is not a block range (start, count)")
+        start, count = pair
+        if type(start) is not int or type(count) is not int or start < 0 or not 0 < count <= POOL_BLOCKS_MAX:
+            raise _Refused(f"{pair!r:.80} is not a block range (start >= 0, count >= 1)")
+        ranges.append((start, count))
+    return tuple(ranges)
+
+
+def _hash_count(value: _Json) -> int:
+    count = _integer(value)
+    if count < 0:
+        raise _Refused(f"{count} is not a number of hashes")
+    return count
+
+
+_CHECKS: Final[dict[object, _Check]] = {
+    int: _integer,
+    str: _text,
+    bytes: _hash_count,
+    BlockRanges: _ranges,
+    str | None: _text_or_none,
+}
+
+
+@attrs.frozen
+class _Spec:
+    """How one fact type is written: its fields in order and what each must be."""
+
+    type: type[Fact]
+    names: tuple[str, ...]
+    fields: tuple[tuple[str, _Check], ...]
+    keys: frozenset[str]
+    hash_field: str | None
+
+
+def _spec(fact_type: type[Fact]) -> _Spec:
+    hints = typing.get_type_hints(fact_type)
+    names = tuple(field.name for field in attrs.fields(fact_type))
+    binary = [name for name in names if hints[name] is bytes]
+    assert len(binary) <= 1, f"{fact_type.__name__} has more than one field of hashes"
+    return _Spec(
+        type=fact_type,
+        names=names,
+        fields=tuple((name, _CHECKS[hints[name]]) for name in names),
+        keys=frozenset(names) | {"fact"},
+        hash_field=binary[0] if binary else None,
+    )
+
+
+_SPECS: Final = {fact_type.__name__: _spec(fact_type) for fact_type in FACT_TYPES}
+_SPECS_BY_TYPE: Final = {spec.type: spec for spec in _SPECS.values()}
+
+
+def _fact_to_json(fact: Fact, hashes: list[bytes]) -> dict[str, object]:
+    spec = _SPECS_BY_TYPE[type(fact)]
+    plain: dict[str, object] = {"fact": type(fact).__name__}
+    for name in spec.names:
+        plain[name] = getattr(fact, name)
+    if spec.hash_field is not None:
+        joined = plain[spec.hash_field]
+        assert isinstance(joined, bytes)
+        hashes.append(joined)
+        plain[spec.hash_field] = len(joined) // BLOCK_HASH_BYTES
+    return plain
+
+
+def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
+    try:
+        plain = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _Refused(f"body is not JSON ({error})") from None
+    if type(plain) is not list or not 1 <= len(plain) <= COMMIT_FACTS_MAX:
+        raise _Refused(f"body is not a list of 1 to {COMMIT_FACTS_MAX} facts")
+    facts = []
+    taken = 0
+    for item in plain:
+        if type(item) is not dict:
+            raise _Refused(f"{item!r:.80} is not a fact")
+        name = item.get("fact")
+        spec = _SPECS.get(name) if type(name) is str else None
+        if spec is None:
+            raise _Refused(f"unknown fact {name!r:.80}")
+        if item.keys() != spec.keys:
+            raise _Refused(f"fields of {name} are {sorted(spec.keys)}, found {sorted(item)!r:.200}")
+        try:
+            values = {field: check(item[field]) for field, check in spec.fields}
+        except _Refused as refused:
+            raise _Refused(f"in {name}: {refused}") from None
+        if spec.hash_field is not None:
+            count = values[spec.hash_field]
+            assert isinstance(count, int)
+            end = taken + count * BLOCK_HASH_BYTES
+            values[spec.hash_field] = hashes[taken:end]
+            taken = end
+        facts.append(spec.type(**values))  # type: ignore[arg-type]  # checked field by field above
+    if taken != len(hashes):
+        raise _Refused(f"facts name {taken} bytes of hashes, entry holds {len(hashes)}")
+    return tuple(facts)
+
+
+def _author(author: str) -> tuple[str, int]:
+    engine, mark, session = author.rpartition("#")
+    if not mark or not session.isdecimal():
+        raise _Refused(f"author {author!r:.80} is not of the form engine#session")
+    return engine, int(session)
+
+
+def _checksum(commit_id: str, author: str, at_ms: int, schema: int, body: bytes, hashes: bytes) -> str:
+    head = f"{commit_id}|{author}|{at_ms}|{schema}|{len(body)}|{len(hashes)}|".encode()
+    return f"{zlib.crc32(hashes, zlib.crc32(body, zlib.crc32(head))):08x}"

@@ -1,0 +1,197 @@
+"""What can happen to an index: the facts, past tense, and nothing else.
+
+A fact carries the outcome of a decision (which blocks, which place), never the request for one, so that an old log
+replays the same way after a policy change and a person reading it sees what happened.
+
+Owns the records. Knows neither how they are stored (`codec.py`) nor what they do to the state (`statecore/evolve`).
+
+**Block ids** are written as ranges: `((start, count), …)` in token order, because ids are given lowest first and runs
+are therefore mostly contiguous.
+
+**Places.** A place in the tree is `(node, depth)`: `depth` blocks below the root, on the path that ends at `node`.
+A split leaves the id with the lower part, so climbing from the node until its run covers `depth` finds the place
+whatever was split in between. `node >= 0` is the id of a node that existed before the commit (0 is the root).
+`node < 0` is *commit-relative*: `-k` is the place where the k-th fact of the same commit ended its path (1-based),
+because ids given inside a commit depend on what lands before it (decision 0003).
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import attrs
+
+SCHEMA: Final = 1
+"""Number of the schema the facts below make up. An entry with a higher one is refused (`NewerSchema`)."""
+
+BlockRanges: TypeAlias = tuple[tuple[int, int], ...]
+"""Block ids as `((start, count), …)`, in token order; neighbours that continue each other are merged."""
+
+BLOCK_HASH_BYTES: Final = 16
+"""Length of one block hash. Joined hashes are one `bytes` of `16 * blocks`."""
+
+
+@attrs.frozen(slots=True)
+class IndexCreated:
+    """The first fact of every log.
+
+    Attributes:
+        block_size: tokens in a block.
+        hash_scheme: name of the block hash function; replicas that would hash otherwise are refused.
+    """
+
+    block_size: int
+    hash_scheme: str
+
+
+@attrs.frozen(slots=True)
+class PoolAdded:
+    """A memory of `blocks` blocks, ids 0 … blocks-1, all free. `tier` is "gpu" or "cpu"."""
+
+    pool: str
+    tier: str
+    blocks: int
+
+
+@attrs.frozen(slots=True)
+class EngineJoined:
+    """A life of an engine began. `session` is higher than that of every earlier life; the log fences the lower ones."""
+
+    engine: str
+    session: int
+    gpu_pool: str
+    cpu_pool: str | None
+    tensor_parallel_size: int
+
+
+@attrs.frozen(slots=True)
+class EngineLeft:
+    """A life ended in order. Its requests are released; blocks it never made ready are dropped from its pool."""
+
+    engine: str
+    session: int
+
+
+@attrs.frozen(slots=True)
+class EngineLost:
+    """A life was declared over by somebody else. Same effect as leaving; `session` can append nothing any more."""
+
+    engine: str
+    session: int
+
+
+@attrs.frozen(slots=True)
+class PrefixMatched:
+    """A request began: its path is root … `node` at `depth` blocks, and pinned. Counts the hit.
+
+    Attributes:
+        depth: blocks found in the engine's GPU pool; 0 is a miss.
+        prompt_tokens: length of the prompt, for the hit rate.
+    """
+
+    engine: str
+    request: str
+    node: int
+    depth: int
+    prompt_tokens: int
+
+
+@attrs.frozen(slots=True)
+class BlocksAllocated:
+    """Free blocks became private to a request, after those it has, or to the engine itself (`request` None)."""
+
+    engine: str
+    request: str | None
+    pool: str
+    blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class BlocksRecycled:
+    """Private blocks became free again without ending the request (or the engine's own hold)."""
+
+    engine: str
+    request: str | None
+    pool: str
+    blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class PathExtended:
+    """The first private blocks of a request became tree copies (pending), its path grew by `len(hashes) / 16`.
+
+    Where the pool already held a block of that content, the tree keeps what it has and the request's own block stays
+    private: a duplicate, which its table goes on using until release.
+
+    Attributes:
+        depth: path length before.
+        hashes: joined hashes of the new path blocks.
+        adopted: blocks the tree took over.
+        duplicates: blocks that stay private although their place on the path is shared.
+    """
+
+    engine: str
+    request: str
+    depth: int
+    hashes: bytes
+    adopted: BlockRanges
+    duplicates: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class PathReady:
+    """The bytes of the request's path down to `depth` blocks are there: other engines may match them."""
+
+    engine: str
+    request: str
+    depth: int
+
+
+@attrs.frozen(slots=True)
+class RequestReleased:
+    """The request ended: pins off, private blocks free, copies stay. `freed` are the private blocks."""
+
+    engine: str
+    request: str
+    freed: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class CopyEvicted:
+    """The tail `blocks` of the copy that ends at the place (`node`, `depth`) was dropped from one pool."""
+
+    pool: str
+    node: int
+    depth: int
+    blocks: BlockRanges
+
+
+Fact: TypeAlias = (
+    IndexCreated
+    | PoolAdded
+    | EngineJoined
+    | EngineLeft
+    | EngineLost
+    | PrefixMatched
+    | BlocksAllocated
+    | BlocksRecycled
+    | PathExtended
+    | PathReady
+    | RequestReleased
+    | CopyEvicted
+)
+
+FACT_TYPES: Final[tuple[type[Fact], ...]] = (
+    IndexCreated,
+    PoolAdded,
+    EngineJoined,
+    EngineLeft,
+    EngineLost,
+    PrefixMatched,
+    BlocksAllocated,
+    BlocksRecycled,
+    PathExtended,
+    PathReady,
+    RequestReleased,
+    CopyEvicted,
+)

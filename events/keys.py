@@ -1,0 +1,82 @@
+"""The names of every Redis key, in one place.
+
+All keys of one index share one hash tag, so an index lives on one shard of a Redis Cluster and many indexes spread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import attrs
+
+from events.errors import InvalidInput
+from events.limits import NAME_LENGTH_MAX
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*\Z")
+
+HEAD_POSITION: Final = "position"
+HEAD_COMMIT: Final = "commit"
+HEAD_LAYOUT: Final = "layout"
+LAYOUT: Final = "1"
+"""Version of the layout of keys and stream fields below; a client of another layout is refused by commit.lua."""
+
+
+def checked_name(value: object, what: str) -> str:
+    """Return `value` when it can be part of a key; raise `InvalidInput` naming it otherwise."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{what} must be a string, not {type(value).__name__}")
+    if len(value) > NAME_LENGTH_MAX or not _NAME.match(value):
+        raise InvalidInput(
+            f"{what} {value[:140]!r} is not a name: 1 to {NAME_LENGTH_MAX} letters, digits or any of _ . : @ + / - "
+            "that begin with a letter, digit or underscore"
+        )
+    return value
+
+
+@attrs.frozen
+class IndexKeys:
+    """Keys of the index `name`.
+
+    Attributes:
+        log: stream, entry id `<position>-0`.
+        head: hash of position, last commit id, layout, and per pool or engine the position that last touched it.
+        fence: hash engine -> lowest session that may append.
+    """
+
+    name: str
+    log: str
+    head: str
+    fence: str
+
+    @classmethod
+    def of(cls, name: str) -> IndexKeys:
+        checked_name(name, "index name")
+        tag = f"kv:{{{name}}}"
+        return cls(name=name, log=f"{tag}:log", head=f"{tag}:head", fence=f"{tag}:fence")
+
+
+def pool_scope(pool: str) -> str:
+    """Field of `head` that holds the position of the last commit that touched this pool."""
+    return f"pool:{pool}"
+
+
+def engine_scope(engine: str) -> str:
+    """Field of `head` for an engine: engines count as pools in the conflict check."""
+    return f"engine:{engine}"
+
+
+INDEX_SCOPE: Final = "index"
+"""Field of `head` for the configuration as a whole: creation, pools added."""
+
+
+def entry_id(position: int) -> str:
+    return f"{position}-0"
+
+
+def position_of(stream_id: bytes | str) -> int:
+    text = stream_id.decode("ascii") if isinstance(stream_id, bytes) else stream_id
+    position, dash, rest = text.partition("-")
+    if not dash or rest != "0" or not position.isdecimal():
+        raise ValueError(f"stream id {text!r} is not of the form <position>-0")
+    return int(position)

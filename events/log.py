@@ -1,0 +1,223 @@
+"""A `Log` made of any `Transport`: the protocol above one attempt.
+
+Owns what must be right on every backend: encoding and decoding, repeating reads, and above all the fate of an append
+whose reply did not come. Knows no Redis.
+
+**Unknown outcomes.** Every commit names its own engine's scope among those it checks and touches, so at most one copy
+of it can ever land. After a lost reply we therefore read from the base: the commit's id is there -> appended. If not,
+we send the same bytes again and find out from the reply: a conflict whose entries hold the id means that the first
+copy had landed. When the deadline passes first, the caller hears `OutcomeUnknown`, and calling again continues here.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+
+from events import codec, limits
+from events.errors import OutcomeUnknown, Unavailable
+from events.policy import conflict_attempts, retrying
+from events.ports import (
+    Appended,
+    AppendReply,
+    Base,
+    Behind,
+    Commit,
+    Conflicted,
+    Entry,
+    Follower,
+    Head,
+    RawAppended,
+    RawConflicted,
+    RawReply,
+    Record,
+    StoredRecord,
+    Transport,
+)
+
+_NONCE_BYTES: Final = 8
+
+
+class EventLog:
+    """The log of one index over a transport. Implements `events.ports.Log`."""
+
+    def __init__(
+        self,
+        index: str,
+        transport: Transport,
+        *,
+        follow: bool = False,
+        nonce: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`nonce` and `sleep` are for the simulator, which has to repeat itself and has no time."""
+        self._index = index
+        self._transport = transport
+        self._follow_wanted = follow
+        self._follower: Follower | None = None
+        self._nonce = nonce or secrets.token_hex(_NONCE_BYTES)
+        self._sleep = sleep
+        self._commits = 0
+        self._doubt: tuple[str, Record] | None = None
+
+    @property
+    def index(self) -> str:
+        return self._index
+
+    def next_commit_id(self) -> str:
+        self._commits += 1
+        return f"{self._nonce}.{self._commits}"
+
+    # --- append -----------------------------------------------------------------------------------------------------
+
+    def append(self, commit: Commit, base: Base) -> AppendReply:
+        record = self._record_of(commit)
+        try:
+            for attempt in retrying(limits.APPEND_DEADLINE_S, self._sleep):
+                with attempt:
+                    return self._append_once(commit, base, record)
+        except Unavailable as failure:
+            if self._doubt is None or isinstance(failure, OutcomeUnknown):
+                raise
+            raise OutcomeUnknown(str(failure), commit.id) from failure
+        raise AssertionError("retrying either returns or raises")
+
+    def _record_of(self, commit: Commit) -> Record:
+        """The same bytes for the same commit, however often it is sent."""
+        if self._doubt is not None and self._doubt[0] == commit.id:
+            return self._doubt[1]
+        self._doubt = None
+        return codec.encode(commit, at_ms=time.time_ns() // 1_000_000)
+
+    def _append_once(self, commit: Commit, base: Base, record: Record) -> AppendReply:
+        if self._doubt is not None:
+            found = self._find(commit, self._read_after(base.position))
+            if found is not None:
+                self._doubt = None
+                return found
+        try:
+            raw = self._transport.append(
+                record,
+                engine=commit.engine,
+                session=commit.session,
+                base=base,
+                checks=commit.checks,
+                touches=commit.touches,
+                fences=commit.fences,
+            )
+        except OutcomeUnknown:
+            self._doubt = (commit.id, record)
+            raise
+        reply = self._reply(commit, base, raw)
+        self._doubt = None
+        return reply
+
+    def _reply(self, commit: Commit, base: Base, raw: RawReply) -> AppendReply:
+        if isinstance(raw, RawAppended):
+            return Appended(raw.position, codec.decode_all(raw.missed))
+        if isinstance(raw, RawConflicted):
+            missed = codec.decode_all(raw.missed)
+            return self._find(commit, missed) or Conflicted(raw.scope, missed)
+        if isinstance(raw, Behind):
+            missed = self._read_after(base.position)
+            return self._find(commit, missed) or Conflicted("", missed)
+        return raw
+
+    def _find(self, commit: Commit, entries: tuple[Entry, ...]) -> Appended | None:
+        for index, entry in enumerate(entries):
+            if entry.id == commit.id:
+                return Appended(entry.position, entries[:index])
+        return None
+
+    def _read_after(self, position: int) -> tuple[Entry, ...]:
+        """Everything above `position` at this moment."""
+        entries: list[Entry] = []
+        while page := self._transport.read(position, limits.READ_PAGE):
+            entries += codec.decode_all(page)
+            position = entries[-1].position
+            if len(page) < limits.READ_PAGE:
+                break
+        return tuple(entries)
+
+    # --- read -------------------------------------------------------------------------------------------------------
+
+    def read(self, after: int, limit: int | None = None) -> tuple[Entry, ...]:
+        return codec.decode_all(self.read_stored(after, limit))
+
+    def read_stored(self, after: int, limit: int | None = None) -> tuple[StoredRecord, ...]:
+        """The same as bytes, for those who copy logs."""
+        count = limits.READ_PAGE if limit is None else limit
+        return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.read, after, count)
+
+    def head(self) -> Head:
+        return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.head)
+
+    def arrived(self) -> tuple[Entry, ...]:
+        if self._follower is None:
+            return ()
+        return codec.decode_all(self._follower.arrived())
+
+    def follow(self, after: int) -> None:
+        """Start fetching in the background what comes after this position, if that was asked for."""
+        if self._follow_wanted and self._follower is None:
+            self._follower = self._transport.follow(after)
+
+    # --- what the machine may not make itself -----------------------------------------------------------------------
+
+    def attempts(self) -> Iterator[int]:
+        return conflict_attempts(self._sleep)
+
+    def mutex(self) -> AbstractContextManager[object]:
+        return threading.RLock()
+
+    def close(self) -> None:
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+        self._transport.close()
+
+
+class Backend(Protocol):
+    """A place that holds the logs of many indexes."""
+
+    def transport(self, index: str) -> Transport: ...
+
+    def indexes(self) -> tuple[str, ...]: ...
+
+    def close(self) -> None: ...
+
+
+class LogConnection:
+    """What `connect` returns. Implements `events.ports.Connection`; usable as a context manager."""
+
+    def __init__(self, backend: Backend, url: str) -> None:
+        self.backend = backend
+        self.url = url
+        self._logs: list[EventLog] = []
+
+    def log(self, index: str, *, follow: bool = True) -> EventLog:
+        log = EventLog(index, self.backend.transport(index), follow=follow)
+        self._logs.append(log)
+        return log
+
+    def indexes(self) -> tuple[str, ...]:
+        return self.backend.indexes()
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+        self._logs.clear()
+        self.backend.close()
+
+    def __enter__(self) -> LogConnection:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LogConnection({self.url!r})"

@@ -1,0 +1,113 @@
+"""The log in the memory of one process: the executable definition of what a log does.
+
+Owns the reference semantics of append, in plain Python, in the order in which `lua/commit.lua` checks. The contract
+suite holds every other backend to this one. Entries are kept encoded, so this backend exercises the codec too. Nothing
+survives the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from events import keys
+from events.limits import MISSED_ENTRIES_MAX
+from events.ports import (
+    Base,
+    Behind,
+    Diverged,
+    Fenced,
+    Head,
+    RawAppended,
+    RawConflicted,
+    RawReply,
+    Record,
+    StoredRecord,
+)
+
+
+class MemoryTransport:
+    """One index's log. Shared by every engine of the process that was given the same connection; thread-safe."""
+
+    def __init__(self) -> None:
+        self._records: list[StoredRecord] = []
+        self._versions: dict[str, int] = {}
+        self._fences: dict[str, int] = {}
+        self._mutex: Final = threading.Lock()
+
+    def append(
+        self,
+        record: Record,
+        *,
+        engine: str,
+        session: int,
+        base: Base,
+        checks: tuple[str, ...],
+        touches: tuple[str, ...],
+        fences: tuple[tuple[str, int], ...],
+    ) -> RawReply:
+        with self._mutex:
+            position = len(self._records)
+            lowest = self._fences.get(engine)
+            if lowest is not None and session < lowest:
+                return Fenced(lowest)
+            if base.position > position:
+                return Diverged(base.position, "")
+            known = self._commit_id_at(base.position)
+            if known != base.commit_id:
+                return Diverged(base.position, known)
+            if position - base.position > MISSED_ENTRIES_MAX:
+                return Behind(position)
+            missed = tuple(self._records[base.position :])
+            for scope in checks:
+                if self._versions.get(scope, 0) > base.position:
+                    return RawConflicted(scope, missed)
+            stored = StoredRecord(position=position + 1, previous=self._commit_id_at(position), record=record)
+            self._records.append(stored)
+            self._versions.update(dict.fromkeys(touches, stored.position))
+            self._fences.update(fences)
+            return RawAppended(stored.position, missed)
+
+    def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
+        with self._mutex:
+            return tuple(self._records[after : after + limit])
+
+    def head(self) -> Head:
+        with self._mutex:
+            position = len(self._records)
+            return Head(position, self._commit_id_at(position), first=min(position, 1))
+
+    def follow(self, after: int) -> None:
+        """Nothing to fetch ahead: reading costs no round trip."""
+
+    def versions(self) -> Mapping[str, int]:
+        """Scope -> position of the last commit that touched it."""
+        with self._mutex:
+            return dict(self._versions)
+
+    def close(self) -> None:
+        """Nothing to close: other users of the connection may go on."""
+
+    def _commit_id_at(self, position: int) -> str:
+        return self._records[position - 1].record.commit_id if position else ""
+
+
+class MemoryBackend:
+    """All logs of one `connect("memory://")`."""
+
+    def __init__(self) -> None:
+        self._transports: dict[str, MemoryTransport] = {}
+        self._mutex = threading.Lock()
+
+    def transport(self, index: str) -> MemoryTransport:
+        keys.checked_name(index, "index name")
+        with self._mutex:
+            return self._transports.setdefault(index, MemoryTransport())
+
+    def indexes(self) -> tuple[str, ...]:
+        with self._mutex:
+            return tuple(sorted(name for name, log in self._transports.items() if log.head().position))
+
+    def close(self) -> None:
+        """Nothing to close; the logs go with the last reference."""

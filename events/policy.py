@@ -1,0 +1,47 @@
+"""Our retry policies, one per kind of operation. The client library retries nothing on its own (redis-facts C1-C4).
+
+- a **read** has no effect, so it is simply repeated until its deadline;
+- an **append** is repeated too, but only because `events/log.py` finds out first what became of the last try;
+- **deciding again** after a conflict is not a failure: the first retry comes at once, later ones after a jittered wait.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from events import limits
+from events.errors import Unavailable
+
+
+def retrying(deadline_s: float, sleep: Callable[[float], None]) -> Retrying:
+    """Repeat while the operation raises `Unavailable`, by attempts and by time; the last error comes out as it is."""
+    return Retrying(
+        retry=retry_if_exception_type(Unavailable),
+        stop=stop_after_delay(deadline_s) | stop_after_attempt(limits.RETRY_ATTEMPTS_MAX),
+        wait=wait_exponential_jitter(
+            initial=limits.RETRY_WAIT_INITIAL_S,
+            max=limits.RETRY_WAIT_MAX_S,
+            jitter=limits.RETRY_WAIT_INITIAL_S,
+        ),
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def conflict_attempts(sleep: Callable[[float], None]) -> Iterator[int]:
+    """1, 2, 3 … up to the bound. The second attempt comes at once, because the reply already brought what was missing;
+    from the third on after a growing wait with full jitter, so that equals do not collide in step for ever."""
+    for attempt in range(1, limits.CONFLICT_ATTEMPTS_MAX + 1):
+        if attempt > 2:
+            longest = min(limits.CONFLICT_WAIT_MAX_S, limits.CONFLICT_WAIT_INITIAL_S * 2 ** (attempt - 2))
+            sleep(random.uniform(0, longest))
+        yield attempt

@@ -1,0 +1,168 @@
+"""The log in Redis or Valkey >= 6.2 (and fakeredis): one attempt a call.
+
+Owns the mapping of `Transport` to commands: EVALSHA of `lua/commit.lua`, XRANGE, HGET. Retries nothing and decides
+nothing; `events/log.py` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, Final, cast
+
+import redis
+from redis.exceptions import RedisError
+
+from events import client as clients
+from events import keys
+from events.errors import CorruptState, InvalidInput, Unavailable
+from events.follow import RedisFollower
+from events.limits import MISSED_ENTRIES_MAX
+from events.ports import (
+    Base,
+    Behind,
+    Diverged,
+    Fenced,
+    Follower,
+    Head,
+    RawAppended,
+    RawConflicted,
+    RawReply,
+    Record,
+    StoredRecord,
+)
+from events.stream_entry import stored_records
+
+_COMMIT: Final = resources.files("events").joinpath("lua/commit.lua").read_text(encoding="utf-8")
+_COMMIT_SHA: Final = hashlib.sha1(_COMMIT.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisTransport:
+    """One index's log on one server."""
+
+    def __init__(self, client: redis.Redis, index: str) -> None:
+        self._client = client
+        self._keys = keys.IndexKeys.of(index)
+
+    def append(
+        self,
+        record: Record,
+        *,
+        engine: str,
+        session: int,
+        base: Base,
+        checks: tuple[str, ...],
+        touches: tuple[str, ...],
+        fences: tuple[tuple[str, int], ...],
+    ) -> RawReply:
+        arguments: list[str | bytes | int] = [
+            3, self._keys.log, self._keys.head, self._keys.fence,
+            keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
+            record.commit_id, record.author, record.at_ms, record.schema, record.body, record.hashes, record.checksum,
+            len(checks), *checks,
+            len(touches), *touches,
+            len(fences), *(part for fence in fences for part in fence),
+        ]  # fmt: skip
+        try:
+            try:
+                answer = _execute(self._client, "EVALSHA", _COMMIT_SHA, *arguments)
+            except RedisError as error:
+                if not clients.is_missing_script(error):
+                    raise
+                answer = _execute(self._client, "EVAL", _COMMIT, *arguments)
+        except (RedisError, OSError) as error:
+            raise clients.unknown(error, record.commit_id) from error
+        return _reply(answer)
+
+    def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
+        try:
+            entries = self._client.xrange(self._keys.log, min=keys.entry_id(after + 1), max="+", count=limit)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return stored_records(cast("Iterable[tuple[bytes, Any]]", entries))
+
+    def head(self) -> Head:
+        try:
+            position, commit_id, layout = cast(
+                "list[bytes | None]",
+                self._client.hmget(self._keys.head, [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT]),
+            )
+            oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        if layout is not None and layout.decode() != keys.LAYOUT:
+            raise _other_layout(layout)
+        if position is None:
+            if oldest:
+                raise CorruptState(f"{self._keys.log} has entries but {self._keys.head} is gone")
+            return Head(0, "", first=0)
+        first = keys.position_of(oldest[0][0]) if oldest else 0
+        return Head(int(position), (commit_id or b"").decode(), first)
+
+    def follow(self, after: int) -> Follower:
+        return RedisFollower(self._client, self._keys.log, after)
+
+    def close(self) -> None:
+        """Nothing of its own: the client belongs to the connection."""
+
+
+class RedisBackend:
+    """All indexes of one server or cluster. Closes the client only if it built it."""
+
+    def __init__(self, client: redis.Redis, *, owned: bool) -> None:
+        self._client = client
+        self._owned = owned
+
+    def transport(self, index: str) -> RedisTransport:
+        return RedisTransport(self._client, index)
+
+    def indexes(self) -> tuple[str, ...]:
+        """Walks the keyspace page by page: for operators, not for engines."""
+        pattern = keys.IndexKeys.of("_").head.replace("_", "*")
+        before, after = pattern.split("*")
+        try:
+            found = [key.decode() for key in self._client.scan_iter(match=pattern, count=1000)]
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return tuple(sorted(key[len(before) : -len(after)] for key in found))
+
+    def close(self) -> None:
+        if self._owned:
+            self._client.close()
+
+
+def _execute(client: redis.Redis, *words: str | bytes | int) -> Sequence[Any]:
+    """One command whose reply is an array, passed through as it came."""
+    answer = client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    return cast("Sequence[Any]", answer)
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+def _reply(answer: Sequence[Any]) -> RawReply:
+    """The tagged array of commit.lua; its header lists the tags."""
+    tag = bytes(answer[0])
+    match tag:
+        case b"appended":
+            return RawAppended(int(answer[1]), stored_records(answer[2:]))
+        case b"conflicted":
+            return RawConflicted(bytes(answer[1]).decode(), stored_records(answer[2:]))
+        case b"behind":
+            return Behind(int(answer[1]))
+        case b"fenced":
+            return Fenced(int(answer[1]))
+        case b"diverged":
+            return Diverged(int(answer[1]), bytes(answer[2]).decode())
+        case b"layout":
+            raise _other_layout(bytes(answer[1]))
+        case _:
+            raise Unavailable(f"commit.lua gave an answer this release does not know: {tag!r:.80}")
+
+
+def _other_layout(found: bytes) -> InvalidInput:
+    return InvalidInput(
+        f"the index has key layout {found.decode(errors='replace')!r}, this release speaks {keys.LAYOUT!r}: "
+        "use the release that wrote it, or migrate"
+    )
