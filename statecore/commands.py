@@ -1,0 +1,90 @@
+"""What can be asked of the machine: commands, imperative, checked at the door by `CacheIndex`."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from events.facts import BlockRanges
+
+
+@attrs.frozen(slots=True)
+class Join:
+    """Begin a life of `engine`. Creates index and pools where they do not exist, ends an earlier life that did not end.
+
+    Attributes:
+        gpu_blocks: size of the GPU pool; None to join a pool that must exist.
+    """
+
+    engine: str
+    block_size: int
+    hash_scheme: str
+    gpu_pool: str
+    gpu_blocks: int | None
+    tensor_parallel_size: int
+
+
+@attrs.frozen(slots=True)
+class Leave:
+    """End the engine's present life."""
+
+    engine: str
+
+
+@attrs.frozen(slots=True)
+class Match:
+    """Begin a request: pin the longest prefix of `hashes` the engine's pool holds, at most `limit` blocks."""
+
+    engine: str
+    request: str
+    hashes: bytes
+    prompt_tokens: int
+    limit: int | None = None
+
+
+@attrs.frozen(slots=True)
+class Allocate:
+    """Give `blocks` blocks of the engine's GPU pool to a request, or to the engine itself (None). May evict."""
+
+    engine: str
+    request: str | None
+    blocks: int
+
+
+@attrs.frozen(slots=True)
+class Recycle:
+    """Give private blocks back without ending the request."""
+
+    engine: str
+    request: str | None
+    blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class Extend:
+    """Put the request's first private blocks into the tree until its path is `hashes` long, as pending."""
+
+    engine: str
+    request: str
+    hashes: bytes
+
+
+@attrs.frozen(slots=True)
+class MarkReady:
+    """The request's path is computed down to `depth` blocks; None means all of it."""
+
+    engine: str
+    request: str
+    depth: int | None = None
+
+
+@attrs.frozen(slots=True)
+class Release:
+    """End a request."""
+
+    engine: str
+    request: str
+
+
+Command: TypeAlias = Join | Leave | Match | Allocate | Recycle | Extend | MarkReady | Release

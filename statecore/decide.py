@@ -1,0 +1,284 @@
+"""What to do about a command: facts, or a rejection. Chooses; reads only.
+
+Owns every choice the index makes: which prefix, which blocks, which victims, what is refused. The facts it returns
+already hold when applied in order; nothing here changes the state. Blocks are chosen lowest id first, victims by
+`eviction.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+from events.facts import (
+    BLOCK_HASH_BYTES,
+    BlockRanges,
+    BlocksAllocated,
+    BlocksRecycled,
+    EngineJoined,
+    EngineLeft,
+    EngineLost,
+    Fact,
+    IndexCreated,
+    PathExtended,
+    PathReady,
+    PoolAdded,
+    PrefixMatched,
+    RequestReleased,
+)
+from statecore import ranges, tree
+from statecore.commands import Allocate, Command, Extend, Join, Leave, MarkReady, Match, Recycle, Release
+from statecore.eviction import choose_victims
+from statecore.rejections import (
+    DifferentIndex,
+    ForeignBlocks,
+    NeverFits,
+    PathDiffers,
+    PathNotCovered,
+    PoolExhausted,
+    Rejection,
+    RequestExists,
+    SessionOver,
+    UnknownPool,
+    UnknownRequest,
+)
+from statecore.state import GPU, Engine, Request, State, private_ranges
+
+Decision: TypeAlias = Sequence[Fact] | Rejection
+
+
+def decide(state: State, command: Command) -> Decision:
+    """Facts that carry the command out (none if there is nothing to do), or why it is refused."""
+    return _DECIDE[type(command)](state, command)
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+
+def _join(state: State, command: Join) -> Decision:
+    facts: list[Fact] = []
+    if not state.created:
+        facts.append(IndexCreated(command.block_size, command.hash_scheme))
+    elif state.block_size != command.block_size:
+        return DifferentIndex("block size", state.block_size, command.block_size)
+    elif state.hash_scheme != command.hash_scheme:
+        return DifferentIndex("hash scheme", state.hash_scheme, command.hash_scheme)
+    pool = state.pools.get(command.gpu_pool)
+    if pool is None:
+        if command.gpu_blocks is None:
+            return UnknownPool(command.gpu_pool, tuple(sorted(state.pools)))
+        facts.append(PoolAdded(command.gpu_pool, GPU, command.gpu_blocks))
+    elif pool.tier != GPU:
+        return DifferentIndex(f"pool {pool.name!r} of tier", pool.tier, GPU)
+    elif command.gpu_blocks is not None and command.gpu_blocks != pool.blocks:
+        return DifferentIndex(f"blocks in pool {pool.name!r}", pool.blocks, command.gpu_blocks)
+    engine = state.engines.get(command.engine)
+    session = 0 if engine is None else engine.session
+    if engine is not None and engine.alive:
+        facts.append(EngineLost(command.engine, session))
+    facts.append(EngineJoined(command.engine, session + 1, command.gpu_pool, None, command.tensor_parallel_size))
+    return facts
+
+
+def _leave(state: State, command: Leave) -> Decision:
+    engine = _engine(state, command.engine)
+    return engine if isinstance(engine, Rejection) else [EngineLeft(engine.name, engine.session)]
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _match(state: State, command: Match) -> Decision:
+    engine = _engine(state, command.engine)
+    if isinstance(engine, Rejection):
+        return engine
+    if command.request in engine.requests:
+        return RequestExists(engine.name, command.request)
+    limit = len(command.hashes) // BLOCK_HASH_BYTES
+    if command.limit is not None:
+        limit = min(limit, command.limit)
+    node, depth = tree.longest_match(state.root, engine.gpu_pool, engine.name, command.hashes, limit)
+    return [PrefixMatched(engine.name, command.request, tree.place(state, node), depth, command.prompt_tokens)]
+
+
+def _allocate(state: State, command: Allocate) -> Decision:
+    engine = _engine(state, command.engine)
+    if isinstance(engine, Rejection):
+        return engine
+    facts: list[Fact] = []
+    if command.request is not None:
+        request = engine.requests.get(command.request)
+        if request is None:
+            return UnknownRequest(engine.name, command.request)
+        facts += _computed_meanwhile(state, engine, request)
+    pool = state.pools[engine.gpu_pool]
+    asked = command.blocks
+    if asked > pool.blocks:
+        return NeverFits(pool.name, asked, pool.blocks)
+    if asked > pool.free.total + pool.unpinned:
+        return PoolExhausted(pool.name, asked, pool.free.total, pool.unpinned, pool.blocks)
+    if asked > pool.free.total:
+        victims = choose_victims(state, pool, asked - pool.free.total)
+        facts += victims
+        freed = [block_range for victim in victims for block_range in victim.blocks]
+        blocks = ranges.merged([*pool.free, *freed])
+    else:
+        blocks = pool.free.lowest(asked)
+    facts.append(BlocksAllocated(engine.name, command.request, pool.name, blocks))
+    return facts
+
+
+def _recycle(state: State, command: Recycle) -> Decision:
+    engine = _engine(state, command.engine)
+    if isinstance(engine, Rejection):
+        return engine
+    if command.request is None:
+        owner = f"engine {engine.name!r}"
+        held = engine.held.get(engine.gpu_pool)
+        owned = tuple(held) if held is not None else ()
+    else:
+        request = engine.requests.get(command.request)
+        if request is None:
+            return UnknownRequest(engine.name, command.request)
+        owner, owned = f"request {request.id!r}", request.private
+    given = ranges.ids(command.blocks)
+    left = set(ranges.ids(owned))
+    foreign = []
+    for block in given:
+        if block in left:
+            left.discard(block)
+        else:
+            foreign.append(block)
+    if foreign:
+        return ForeignBlocks(engine.gpu_pool, owner, tuple(foreign))
+    return [BlocksRecycled(engine.name, command.request, engine.gpu_pool, ranges.of_ids(sorted(given)))]
+
+
+def _extend(state: State, command: Extend) -> Decision:
+    found = _request(state, command.engine, command.request)
+    if isinstance(found, Rejection):
+        return found
+    engine, request = found
+    path, target = request.path_blocks, len(command.hashes) // BLOCK_HASH_BYTES
+    known = min(path, target) * BLOCK_HASH_BYTES
+    if known and not _ends_with(request, command.hashes[:known]):
+        return PathDiffers(request.id, path)
+    private = ranges.count(request.private)
+    if target > path + private:
+        return PathNotCovered(request.id, target, path, private)
+    facts = _computed_meanwhile(state, engine, request)
+    hashes, adopted, duplicates = _adoption(engine, request, command.hashes[path * BLOCK_HASH_BYTES :])
+    if hashes:
+        facts.append(PathExtended(engine.name, request.id, path, hashes, adopted, duplicates))
+    return facts
+
+
+def _ready(state: State, command: MarkReady) -> Decision:
+    found = _request(state, command.engine, command.request)
+    if isinstance(found, Rejection):
+        return found
+    engine, request = found
+    depth = request.path_blocks if command.depth is None else command.depth
+    if depth > request.path_blocks:
+        return PathNotCovered(request.id, depth, request.path_blocks, ranges.count(request.private))
+    return _ready_to(engine, request, depth)
+
+
+def _release(state: State, command: Release) -> Decision:
+    found = _request(state, command.engine, command.request)
+    if isinstance(found, Rejection):
+        return found
+    engine, request = found
+    facts = _computed_meanwhile(state, engine, request)
+    freed = private_ranges(request)
+    if not facts:
+        for node in tree.unfinished(request.leaf, engine.gpu_pool, refs=1):
+            freed = ranges.join(node.copies[engine.gpu_pool].blocks, freed)
+    facts.append(RequestReleased(engine.name, request.id, freed))
+    return facts
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _engine(state: State, name: str) -> Engine | Rejection:
+    engine = state.engines.get(name)
+    if engine is None:
+        return SessionOver(name, 0, 0)
+    return engine if engine.alive else SessionOver(name, engine.session, engine.session)
+
+
+def _request(state: State, engine_name: str, request_id: str) -> tuple[Engine, Request] | Rejection:
+    engine = _engine(state, engine_name)
+    if isinstance(engine, Rejection):
+        return engine
+    request = engine.requests.get(request_id)
+    return UnknownRequest(engine_name, request_id) if request is None else (engine, request)
+
+
+def _computed_meanwhile(state: State, engine: Engine, request: Request) -> list[Fact]:
+    """The engine speaks of a request again: what an earlier step put on its path has been computed since."""
+    if request.extended_at >= state.clock:
+        return []
+    return _ready_to(engine, request, request.path_blocks)
+
+
+def _ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:
+    node = request.leaf
+    while node.parent is not None and depth <= node.start:
+        node = node.parent
+    if node.parent is None or node.copies[engine.gpu_pool].pending is None:
+        return []
+    return [PathReady(engine.name, request.id, depth)]
+
+
+def _adoption(engine: Engine, request: Request, hashes: bytes) -> tuple[bytes, BlockRanges, BlockRanges]:
+    """Which of the request's private blocks the tree would take over for `hashes`, and which double what it has.
+
+    The path stops where another engine is still computing the same content: what it leaves may never be finished.
+    """
+    pool, private = engine.gpu_pool, request.private
+    adopted: BlockRanges = ()
+    duplicates: BlockRanges = ()
+    node, offset = request.leaf, 0
+    while offset < len(hashes):
+        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
+        copy = None if child is None else child.copies.get(pool)
+        if child is None or copy is None:
+            blocks = (len(hashes) - offset) // BLOCK_HASH_BYTES
+            own, private = ranges.split(private, blocks)
+            return hashes, ranges.join(adopted, own), duplicates
+        if copy.pending not in (None, engine.name):
+            return hashes[:offset], adopted, duplicates
+        blocks = tree.common_blocks(child.hashes, hashes, offset)
+        own, private = ranges.split(private, blocks)
+        duplicates = ranges.join(duplicates, own)
+        offset += blocks * BLOCK_HASH_BYTES
+        node = child
+        if blocks < child.end - child.start:
+            own, private = ranges.split(private, (len(hashes) - offset) // BLOCK_HASH_BYTES)
+            return hashes, ranges.join(adopted, own), duplicates
+    return hashes, adopted, duplicates
+
+
+def _ends_with(request: Request, hashes: bytes) -> bool:
+    """Whether the path holds `hashes` from the root on. A hash commits to all before it, so the last one decides."""
+    depth = len(hashes) // BLOCK_HASH_BYTES
+    node = request.leaf
+    while depth <= node.start:
+        assert node.parent is not None
+        node = node.parent
+    end = (depth - node.start) * BLOCK_HASH_BYTES
+    return node.hashes[end - BLOCK_HASH_BYTES : end] == hashes[-BLOCK_HASH_BYTES:]
+
+
+_DECIDE: Final[dict[type, Callable[[State, Any], Decision]]] = {
+    Join: _join,
+    Leave: _leave,
+    Match: _match,
+    Allocate: _allocate,
+    Recycle: _recycle,
+    Extend: _extend,
+    MarkReady: _ready,
+    Release: _release,
+}

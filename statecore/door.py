@@ -1,0 +1,43 @@
+"""Checks at the door: what a caller hands in is what it should be, or nothing happens.
+
+Owns the wording of these refusals. Everything behind the door may rely on types and bounds.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+
+from events.errors import InvalidInput
+from events.facts import BlockRanges
+from events.limits import REQUEST_ID_LENGTH_MAX
+from statecore import ranges
+
+
+def whole(value: object, what: str, *, least: int, most: int) -> int:
+    """An integer from `least` to `most`; numpy integers too, booleans not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidInput(f"{what} must be an integer, not {type(value).__name__} {value!r:.80}")
+    number = int(value)
+    if not least <= number <= most:
+        raise InvalidInput(f"{what} must be from {least} to {most}, not {number}")
+    return number
+
+
+def request_id(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"a request id is a string, not {type(value).__name__} {value!r:.80}")
+    if not 0 < len(value) <= REQUEST_ID_LENGTH_MAX or not value.isprintable():
+        raise InvalidInput(f"a request id is 1 to {REQUEST_ID_LENGTH_MAX} printable characters, not {value!r:.300}")
+    return value
+
+
+def block_ids(value: object, pool_blocks: int) -> BlockRanges:
+    """A list of block ids of a pool, none twice, as ranges."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidInput(f"block ids come as a list of integers, not {type(value).__name__} {value!r:.80}")
+    listed = [whole(block, "a block id", least=0, most=pool_blocks - 1) for block in value]
+    if len(set(listed)) != len(listed):
+        twice = next(block for block in listed if listed.count(block) > 1)
+        raise InvalidInput(f"block {twice} is named twice")
+    return ranges.of_ids(listed)

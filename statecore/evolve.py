@@ -1,0 +1,247 @@
+"""What each fact does to the state: total, deterministic, without choice.
+
+Owns one function per fact. A fact that does not fit the state (an unknown request, a block that is not free) means that
+the history or the code is broken: `CorruptState`, and the caller undoes through the journal what was done so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from events.errors import CorruptState
+from events.facts import (
+    BLOCK_HASH_BYTES,
+    BlocksAllocated,
+    BlocksRecycled,
+    CopyEvicted,
+    EngineJoined,
+    EngineLeft,
+    EngineLost,
+    Fact,
+    IndexCreated,
+    PathExtended,
+    PathReady,
+    PoolAdded,
+    PrefixMatched,
+    RequestReleased,
+)
+from statecore import ranges, tree
+from statecore.blockset import BlockSet
+from statecore.state import TIERS, Engine, Node, Pool, Request, State, private_ranges
+
+
+def evolve(state: State, fact: Fact) -> None:
+    """Apply one fact.
+
+    Raises:
+        CorruptState: the fact does not fit; the state is half changed and must be undone by its journal.
+    """
+    try:
+        place = _EVOLVE[type(fact)](state, fact)
+    except (KeyError, AssertionError, AttributeError) as error:
+        raise CorruptState(f"{fact} does not fit the state ({type(error).__name__}: {error})") from error
+    state.places.append(place)
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+def _index_created(state: State, fact: IndexCreated) -> None:
+    _require(not state.created, "the index is created twice")
+    _require(fact.block_size > 0, f"block size {fact.block_size}")
+    state.journal.set(state, "block_size", fact.block_size)
+    state.journal.set(state, "hash_scheme", fact.hash_scheme)
+
+
+def _pool_added(state: State, fact: PoolAdded) -> None:
+    _require(fact.pool not in state.pools, f"pool {fact.pool!r} is added twice")
+    _require(fact.tier in TIERS and fact.blocks > 0, f"pool of tier {fact.tier!r} with {fact.blocks} blocks")
+    state.journal.put(state.pools, fact.pool, Pool(fact.pool, fact.tier, fact.blocks))
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+
+def _engine_joined(state: State, fact: EngineJoined) -> None:
+    journal = state.journal
+    engine = state.engines.get(fact.engine)
+    if engine is None:
+        engine = Engine(fact.engine)
+        journal.put(state.engines, fact.engine, engine)
+    _require(not engine.alive, f"engine {fact.engine!r} joins while its session {engine.session} is alive")
+    _require(fact.session == engine.session + 1, f"session {fact.session} after {engine.session}")
+    _require(fact.gpu_pool in state.pools, f"engine joins with unknown pool {fact.gpu_pool!r}")
+    journal.set(engine, "session", fact.session)
+    journal.set(engine, "alive", True)
+    journal.set(engine, "gpu_pool", fact.gpu_pool)
+    journal.set(engine, "cpu_pool", fact.cpu_pool)
+    journal.set(engine, "tensor_parallel_size", fact.tensor_parallel_size)
+
+
+def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
+    engine = _alive(state, fact.engine)
+    _require(fact.session == engine.session, f"session {fact.session} ends, {engine.session} is alive")
+    for request_id in sorted(engine.requests):
+        _end_request(state, engine, engine.requests[request_id])
+    for pool, held in engine.held.items():
+        blocks = tuple(held)
+        _free(state, state.pools[pool], blocks)
+        state.journal.call(held.remove, held.add, blocks)
+    state.journal.set(engine, "alive", False)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
+    engine, journal = _alive(state, fact.engine), state.journal
+    _require(fact.request not in engine.requests, f"request {fact.request!r} begins twice")
+    pool = state.pools[engine.gpu_pool]
+    node = tree.node_at(state, fact.node, fact.depth)
+    leaf = tree.ending_at(state, node, fact.depth)
+    tree.pin(state, pool, leaf)
+    journal.put(engine.requests, fact.request, Request(fact.request, leaf))
+    journal.set(engine, "requests_seen", engine.requests_seen + 1)
+    journal.set(engine, "prompt_tokens", engine.prompt_tokens + fact.prompt_tokens)
+    if fact.depth:
+        journal.set(engine, "requests_hit", engine.requests_hit + 1)
+        journal.set(engine, "matched_tokens", engine.matched_tokens + fact.depth * state.block_size)
+    return leaf
+
+
+def _blocks_allocated(state: State, fact: BlocksAllocated) -> None:
+    engine, pool, journal = _alive(state, fact.engine), state.pools[fact.pool], state.journal
+    journal.call(pool.free.remove, pool.free.add, fact.blocks)
+    if fact.request is None:
+        held = engine.held.get(fact.pool)
+        if held is None:
+            held = BlockSet()
+            journal.put(engine.held, fact.pool, held)
+        journal.call(held.add, held.remove, fact.blocks)
+    else:
+        request = engine.requests[fact.request]
+        journal.set(request, "private", ranges.join(request.private, fact.blocks))
+
+
+def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
+    engine, pool, journal = _alive(state, fact.engine), state.pools[fact.pool], state.journal
+    if fact.request is None:
+        held = engine.held[fact.pool]
+        journal.call(held.remove, held.add, fact.blocks)
+    else:
+        request = engine.requests[fact.request]
+        left = ranges.without(request.private, set(ranges.ids(fact.blocks)))
+        gone = ranges.count(request.private) - ranges.count(left)
+        _require(gone == ranges.count(fact.blocks), "blocks are recycled that the request does not have")
+        journal.set(request, "private", left)
+    _free(state, pool, fact.blocks)
+
+
+def _path_extended(state: State, fact: PathExtended) -> Node:
+    engine, journal = _alive(state, fact.engine), state.journal
+    request, pool = engine.requests[fact.request], state.pools[engine.gpu_pool]
+    _require(fact.depth == request.path_blocks, f"path of {request.path_blocks} blocks is extended at {fact.depth}")
+    node, hashes, offset = request.leaf, fact.hashes, 0
+    adopted: tuple[tuple[int, int], ...] = ()
+    duplicates: tuple[tuple[int, int], ...] = ()
+    private, places = request.private, request.duplicates
+    while offset < len(hashes):
+        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
+        if child is None:
+            child = tree.add_child(state, node, hashes[offset:])
+        else:
+            child = tree.ending_at(state, child, child.start + tree.common_blocks(child.hashes, hashes, offset))
+        blocks = child.end - child.start
+        own, private = ranges.split(private, blocks)
+        if pool.name in child.copies:
+            _require(
+                child.copies[pool.name].pending in (None, engine.name), "a path grows over blocks nobody has filled"
+            )
+            tree.pin_copy(state, pool, child)
+            duplicates = ranges.join(duplicates, own)
+            places = (*places, (child.start, own))
+        else:
+            tree.add_copy(state, child, pool, own, engine.name)
+            adopted = ranges.join(adopted, own)
+        node, offset = child, offset + blocks * BLOCK_HASH_BYTES
+    _require(adopted == fact.adopted and duplicates == fact.duplicates, "the tree takes over other blocks than it says")
+    journal.set(request, "leaf", node)
+    journal.set(request, "private", private)
+    journal.set(request, "duplicates", places)
+    journal.set(request, "extended_at", state.clock)
+    return node
+
+
+def _path_ready(state: State, fact: PathReady) -> Node:
+    engine = _alive(state, fact.engine)
+    request, pool = engine.requests[fact.request], state.pools[engine.gpu_pool]
+    node = request.leaf
+    _require(0 < fact.depth <= node.end, f"a path of {node.end} blocks is ready to {fact.depth}")
+    while fact.depth <= node.start:
+        assert node.parent is not None
+        node = node.parent
+    node = tree.ending_at(state, node, fact.depth)
+    tree.mark_ready(state, pool, node)
+    return node
+
+
+def _request_released(state: State, fact: RequestReleased) -> None:
+    engine = _alive(state, fact.engine)
+    freed = _end_request(state, engine, engine.requests[fact.request])
+    _require(freed == fact.freed, f"release frees {freed}, not {fact.freed}")
+
+
+def _copy_evicted(state: State, fact: CopyEvicted) -> Node:
+    pool, blocks = state.pools[fact.pool], ranges.count(fact.blocks)
+    node = tree.node_at(state, fact.node, fact.depth)
+    _require(node.end == fact.depth, f"the place ({fact.node}, {fact.depth}) lies inside a run")
+    rest, dropped = tree.drop_tail(state, pool, node, blocks)
+    _require(dropped == fact.blocks, f"the copy holds {dropped}")
+    _free(state, pool, dropped)
+    state.journal.set(pool, "evicted", pool.evicted + blocks)
+    return rest
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def _end_request(state: State, engine: Engine, request: Request) -> tuple[tuple[int, int], ...]:
+    """Unpin, free what is its own and what it never finished. Returns the ids."""
+    pool = state.pools[engine.gpu_pool]
+    tree.unpin(state, pool, request.leaf)
+    freed = ranges.join(tree.drop_unfinished(state, pool, request.leaf), private_ranges(request))
+    _free(state, pool, freed)
+    state.journal.drop(engine.requests, request.id)
+    return freed
+
+
+def _free(state: State, pool: Pool, blocks: tuple[tuple[int, int], ...]) -> None:
+    state.journal.call(pool.free.add, pool.free.remove, blocks)
+
+
+def _alive(state: State, name: str) -> Engine:
+    engine = state.engines[name]
+    _require(engine.alive, f"engine {name!r} acts after its session {engine.session} ended")
+    return engine
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise CorruptState(otherwise)
+
+
+_EVOLVE: Final[dict[type, Callable[[State, Any], Node | None]]] = {
+    IndexCreated: _index_created,
+    PoolAdded: _pool_added,
+    EngineJoined: _engine_joined,
+    EngineLeft: _engine_gone,
+    EngineLost: _engine_gone,
+    PrefixMatched: _prefix_matched,
+    BlocksAllocated: _blocks_allocated,
+    BlocksRecycled: _blocks_recycled,
+    PathExtended: _path_extended,
+    PathReady: _path_ready,
+    RequestReleased: _request_released,
+    CopyEvicted: _copy_evicted,
+}

@@ -1,0 +1,156 @@
+"""What must hold in every state, recounted from scratch rather than trusted.
+
+Owns the checks of design section 4. Each violation is a sentence with the numbers; an empty list means a sound state.
+Used by tests after every fact, by the simulator, by `statecore verify`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from events.facts import BLOCK_HASH_BYTES
+from statecore import ranges
+from statecore.state import ROOT_ID, Copy, Engine, Node, Pool, State, private_ranges, request_table
+
+
+def violations(state: State) -> list[str]:
+    """Every broken invariant, in words."""
+    found = _tree(state)
+    if found:
+        return found  # counts over a broken tree would only repeat it
+    refs = _expected_refs(state)
+    for node in state.nodes.values():
+        for name, copy in node.copies.items():
+            found += _copy(state, node, name, copy, refs[node.id, name])
+    for pool in state.pools.values():
+        found += _pool(state, pool)
+    for engine in state.engines.values():
+        found += _engine(engine)
+    return found
+
+
+def leaked_blocks(state: State) -> int:
+    """Blocks that belong to nobody: neither free, nor cached, nor of a live request or engine. Recounted."""
+    refs = _expected_refs(state)
+    leaked = 0
+    for pool in state.pools.values():
+        owned = pool.free.total
+        for node in state.nodes.values():
+            copy = node.copies.get(pool.name)
+            if copy is not None and copy.refs == refs[node.id, pool.name]:
+                owned += ranges.count(copy.blocks)
+        for engine in state.engines.values():
+            if engine.alive and pool.name in engine.held:
+                owned += engine.held[pool.name].total
+            if engine.alive and engine.gpu_pool == pool.name:
+                owned += sum(ranges.count(private_ranges(request)) for request in engine.requests.values())
+        leaked += pool.blocks - owned
+    return leaked
+
+
+def _tree(state: State) -> list[str]:
+    found = []
+    seen = 0
+    stack: list[Node] = [state.root]
+    while stack:
+        node = stack.pop()
+        seen += 1
+        if state.nodes.get(node.id) is not node:
+            found.append(f"node {node.id} hangs in the tree but is not listed")
+        if node.end - node.start != len(node.hashes) // BLOCK_HASH_BYTES or (node.end == node.start) != (
+            node.id == ROOT_ID
+        ):
+            found.append(
+                f"node {node.id} covers blocks {node.start}…{node.end} with {len(node.hashes)} bytes of hashes"
+            )
+        if node.id != ROOT_ID and not node.copies:
+            found.append(f"node {node.id} has no copy in any pool")
+        for key, child in node.children.items():
+            if child.parent is not node or child.start != node.end or child.key != key:
+                found.append(f"node {child.id} does not fit below node {node.id}")
+            stack.append(child)
+    if seen != len(state.nodes):
+        found.append(f"{len(state.nodes)} nodes are listed, {seen} hang in the tree")
+    return found
+
+
+def _expected_refs(state: State) -> Counter[tuple[int, str]]:
+    refs: Counter[tuple[int, str]] = Counter()
+    for engine in state.engines.values():
+        for request in engine.requests.values():
+            node = request.leaf
+            while node.parent is not None:
+                refs[node.id, engine.gpu_pool] += 1
+                node = node.parent
+    return refs
+
+
+def _copy(state: State, node: Node, pool: str, copy: Copy, refs: int) -> list[str]:
+    found = []
+    where = f"copy of node {node.id} in pool {pool!r}"
+    if pool not in state.pools:
+        return [f"{where}: no such pool"]
+    if ranges.count(copy.blocks) != node.end - node.start:
+        found.append(f"{where} holds {ranges.count(copy.blocks)} blocks for a run of {node.end - node.start}")
+    if copy.refs != refs:
+        found.append(f"{where} counts {copy.refs} refs, {refs} requests cover it")
+    branches = sum(pool in child.copies for child in node.children.values())
+    if copy.branches != branches:
+        found.append(f"{where} counts {copy.branches} branches, there are {branches}")
+    parent = node.parent
+    if parent is not None and parent.parent is not None:
+        above = parent.copies.get(pool)
+        if above is None:
+            found.append(f"{where} has no copy above it: the copies of a pool form a prefix")
+        elif above.pending is not None and copy.pending != above.pending:
+            found.append(f"{where} is ready below one that is pending")
+    if copy.pending is not None:
+        engine = state.engines.get(copy.pending)
+        if engine is None or not engine.alive or copy.refs == 0:
+            found.append(f"{where} is pending for {copy.pending!r}, who will not finish it")
+    if copy.last_used > state.clock:
+        found.append(f"{where} was last used at {copy.last_used}, in the future of {state.clock}")
+    return found
+
+
+def _pool(state: State, pool: Pool) -> list[str]:
+    """Every block id is in exactly one place, and the counts agree."""
+    owners: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    owners["free"] += pool.free
+    unpinned = 0
+    for node in state.nodes.values():
+        copy = node.copies.get(pool.name)
+        if copy is not None:
+            owners[f"node {node.id}"] += copy.blocks
+            unpinned += 0 if copy.refs else node.end - node.start
+    for engine in state.engines.values():
+        if pool.name in engine.held:
+            owners[f"engine {engine.name!r}"] += engine.held[pool.name]
+        if engine.gpu_pool == pool.name:
+            for request in engine.requests.values():
+                owners[f"request {request.id!r}"] += private_ranges(request)
+    found = []
+    spans = sorted((start, length, owner) for owner, spans in owners.items() for start, length in spans)
+    expected = 0
+    for start, length, owner in spans:
+        if start != expected:
+            fault = f"block {expected} is nowhere" if start > expected else f"block {start} is in two places"
+            found.append(f"pool {pool.name!r}: {fault} (next: {owner} from {start})")
+        expected = start + length
+    if expected != pool.blocks:
+        found.append(f"pool {pool.name!r} ends at block {expected}, it has {pool.blocks}")
+    if unpinned != pool.unpinned:
+        found.append(f"pool {pool.name!r} counts {pool.unpinned} unpinned blocks, there are {unpinned}")
+    return found
+
+
+def _engine(engine: Engine) -> list[str]:
+    found = []
+    if not engine.alive and (engine.requests or any(held.total for held in engine.held.values())):
+        found.append(f"engine {engine.name!r} is gone and still has requests or blocks")
+    for request in engine.requests.values():
+        table = ranges.count(request_table(request, engine.gpu_pool))
+        expected = request.path_blocks + ranges.count(request.private)
+        if table != expected:
+            found.append(f"request {request.id!r} has a table of {table} blocks, path and private are {expected}")
+    return found

@@ -1,0 +1,165 @@
+"""Answers that say no: the machine understood the command and refuses it. Nothing has changed.
+
+Each carries the numbers it was decided on, and its message says what was asked, what there was, and what to do.
+`decide` returns them; `CacheIndex` raises them.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from events.errors import StateCoreError
+
+
+class Rejection(StateCoreError):
+    """Base of all refusals."""
+
+
+@attrs.define(slots=False)
+class PoolExhausted(Rejection):
+    """Too few blocks are free or evictable now. Release or preempt a request, then ask again."""
+
+    pool: str
+    asked: int
+    free: int
+    evictable: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return (
+            f"pool {self.pool!r} cannot give {self.asked} blocks: {self.free} free, {self.evictable} evictable "
+            f"of {self.blocks}; release or preempt a request"
+        )
+
+
+@attrs.define(slots=False)
+class NeverFits(Rejection):
+    """More blocks than the pool has: waiting will not help."""
+
+    pool: str
+    asked: int
+    blocks: int
+
+    def __str__(self) -> str:
+        return f"{self.asked} blocks can never fit into pool {self.pool!r} of {self.blocks}; refuse the request"
+
+
+@attrs.define(slots=False)
+class UnknownRequest(Rejection):
+    engine: str
+    request: str
+
+    def __str__(self) -> str:
+        return f"engine {self.engine!r} has no request {self.request!r}: it was never matched, or is released already"
+
+
+@attrs.define(slots=False)
+class RequestExists(Rejection):
+    engine: str
+    request: str
+
+    def __str__(self) -> str:
+        return f"engine {self.engine!r} already serves a request {self.request!r}; release it first"
+
+
+@attrs.define(slots=False)
+class UnknownPool(Rejection):
+    pool: str
+    known: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"there is no pool {self.pool!r}; known: {', '.join(self.known) or 'none'}"
+
+
+@attrs.define(slots=False)
+class SessionOver(Rejection):
+    """Another life of this engine has begun, or it was declared lost, or it left. Join again."""
+
+    engine: str
+    session: int
+    current: int
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session} of engine {self.engine!r} is over (the log is at {self.current}): "
+            "its requests are released; join again"
+        )
+
+
+@attrs.define(slots=False)
+class ForeignBlocks(Rejection):
+    """Blocks that the caller does not own, named twice, or outside the pool."""
+
+    pool: str
+    owner: str
+    blocks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        listed = ", ".join(map(str, self.blocks[:8])) + (", …" if len(self.blocks) > 8 else "")
+        return f"blocks {listed} of pool {self.pool!r} are not private to {self.owner} (or are named twice)"
+
+
+@attrs.define(slots=False)
+class PathNotCovered(Rejection):
+    """A path may grow only over blocks the request has."""
+
+    request: str
+    asked: int
+    path: int
+    private: int
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request!r} cannot extend its path to {self.asked} blocks: it has {self.path} on the path "
+            f"and {self.private} private; allocate first"
+        )
+
+
+@attrs.define(slots=False)
+class PathDiffers(Rejection):
+    """The hashes given do not continue the request's path: they are of another sequence."""
+
+    request: str
+    path: int
+
+    def __str__(self) -> str:
+        return f"the hashes given are not those of request {self.request!r}: they differ within its first {self.path} blocks"
+
+
+@attrs.define(slots=False)
+class DifferentIndex(Rejection):
+    """The index was created with other settings than the caller's: sharing would go wrong silently."""
+
+    what: str
+    recorded: object
+    given: object
+
+    def __str__(self) -> str:
+        return f"the index has {self.what} {self.recorded}, this engine asks for {self.given}; use the same or another name"
+
+
+@attrs.define(slots=False)
+class StepConflict(Rejection):
+    """Another engine of the same pool was faster, and this step's outcomes no longer hold. Nothing of it happened.
+
+    Attributes:
+        operation: the call of the step that cannot be repeated with the same outcome.
+        reason: the refusal it met, or what would differ.
+    """
+
+    operation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the step did not happen: {self.operation} no longer holds ({self.reason}); schedule it again"
+
+
+@attrs.define(slots=False)
+class Contended(Rejection):
+    """Decided again and again, and each time somebody was faster. Nothing happened."""
+
+    attempts: int
+    scope: str
+
+    def __str__(self) -> str:
+        return f"the step lost {self.attempts} races in a row (last on {self.scope}); nothing happened, try again"

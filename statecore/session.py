@@ -1,0 +1,372 @@
+"""One life of one engine and its conversation with the log: steps, conflicts, unknown outcomes.
+
+Owns the replica, the order of steps, and the rule that a step happens whole or not at all. Knows no call of the engine's
+interface: `index.py` hands it commands and functions that fill in answers.
+
+| the log answers | the session                                                                                       |
+|-----------------|---------------------------------------------------------------------------------------------------|
+| appended        | settles; with entries in between: undo, apply theirs, redo mine                                   |
+| conflicted      | undo, apply what was missed, decide every command again, append again; bounded by the port        |
+| fenced          | this life is over: `SessionOver` now and from now on, until `rejoin`                              |
+| diverged        | history was rolled back: `CorruptState` now and from now on, until `rejoin`                       |
+| nothing in time | undo, accept nothing until `resolve` has found out, or `rejoin` has fenced it                     |
+
+Threads of one engine may share a session. `turn` orders whole steps. `guard` protects the replica and is never held
+while waiting for anything, so a read-only call answers at once while another thread's commit is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import attrs
+
+from events.errors import CorruptState, OutcomeUnknown, Unavailable
+from events.facts import EngineJoined, Fact
+from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Entry, Fenced, Log
+from statecore.commands import Command, Join, Leave, Match
+from statecore.rejections import Contended, Rejection, SessionOver, StepConflict
+from statecore.replica import Replica
+from statecore.results import Match as Matched
+from statecore.scopes import fences_of, scopes_of
+from statecore.state import State
+
+Answer = TypeVar("Answer")
+Fill = Callable[[State, Sequence[Fact], Any], None]
+
+
+@attrs.define(slots=True)
+class _Operation:
+    """A call of the step: what was asked, and the record that holds what was answered."""
+
+    command: Command
+    answer: object
+    fill: Fill
+
+
+@attrs.define(slots=True)
+class Step:
+    """Calls that become one commit.
+
+    Attributes:
+        position: where it stands in the log; 0 while it does not, and for a step that changed nothing.
+        attempts: how often it was sent.
+    """
+
+    position: int = 0
+    attempts: int = 0
+    _explicit: bool = attrs.field(default=True, repr=False)
+    _operations: list[_Operation] = attrs.field(factory=list, repr=False)
+    _facts: list[Fact] = attrs.field(factory=list, repr=False)
+    _memos: list[tuple[Callable[[], None], Callable[[], None]]] = attrs.field(factory=list, repr=False)
+
+    def memo(self, redo: Callable[[], None], undo: Callable[[], None]) -> None:
+        """Change something the caller keeps beside the state; it goes back if the step does."""
+        redo()
+        self._memos.append((redo, undo))
+
+    def undo_memos(self) -> None:
+        for _, undo in reversed(self._memos):
+            undo()
+
+    def redo_memos(self) -> None:
+        for redo, _ in self._memos:
+            redo()
+
+
+@attrs.frozen
+class _Doubt:
+    """A step that was sent and may or may not have arrived."""
+
+    commit: Commit
+    base: Base
+    step: Step
+
+
+class Session:
+    """Begins a life with `join`; see the module for what it does afterwards.
+
+    Attributes:
+        number: of the present life.
+        commits, conflicts: commits that landed, and refusals because somebody else was faster.
+    """
+
+    def __init__(self, log: Log, join: Join) -> None:
+        self._log = log
+        self._join = join
+        self._turn = log.mutex()
+        self._guard = log.mutex()
+        self._replica = Replica()
+        self._step: Step | None = None
+        self._doubt: _Doubt | None = None
+        self._end: SessionOver | CorruptState | None = None
+        self.number = 0
+        self.commits = 0
+        self.conflicts = 0
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Read the log, then append the beginning of a new life.
+
+        Raises:
+            Rejection: the index was made with other settings.
+            Unavailable, CorruptState: as everywhere.
+        """
+        with self._turn:
+            if isinstance(self._end, CorruptState):
+                self._replica = Replica()
+            self._end = self._doubt = None
+            self.number = 0
+            self.refresh()
+            with self._begin(explicit=False):
+                self.perform(self._join, None, _nothing)
+            self._log.follow(self._replica.state.position)
+
+    def leave(self) -> None:
+        """End this life in order, if it still goes on."""
+        with self._turn:
+            if self._end is None and self._doubt is None:
+                self.perform(Leave(self._join.engine), None, _nothing)
+                self._end = SessionOver(self._join.engine, self.number, self.number)
+
+    def resolve(self) -> bool:
+        """Find out what became of the step whose outcome is unknown; True if it stands (or nothing was in doubt).
+
+        Raises:
+            OutcomeUnknown: the server still does not answer.
+        """
+        with self._turn:
+            doubt = self._doubt
+            if doubt is None:
+                return True
+            reply = self._log.append(doubt.commit, doubt.base)
+            self._doubt = None
+            with self._guard:
+                match reply:
+                    case Appended():
+                        self._land(doubt.step, doubt.base, doubt.commit, reply)
+                        doubt.step.redo_memos()
+                        return True
+                    case Conflicted():
+                        self._apply(reply.missed)
+                        return False
+                    case Fenced() | Diverged():
+                        raise self._ended(reply)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> AbstractContextManager[Step]:
+        """Everything asked inside becomes one commit, all or nothing. Inside another step it is part of that one."""
+        return self._joined_step(explicit=True)
+
+    def step_of_one(self) -> AbstractContextManager[Step]:
+        """The step at hand, or one for a single call: what is refused is refused by itself."""
+        return self._joined_step(explicit=False)
+
+    def perform(self, command: Command, answer: Answer, fill: Fill) -> Answer:
+        """Decide and evolve one command within the step at hand, or as a step of its own.
+
+        Raises:
+            Rejection: refused; nothing changed.
+        """
+        with self.step_of_one() as step, self._guard:
+            self._do(step, _Operation(command, answer, fill))
+        return answer
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Context in which no other thread's step can come between two calls."""
+        return self._turn
+
+    def read(self, query: Callable[[State], Answer]) -> Answer:
+        """Ask the replica something; waits for nobody's commit."""
+        with self._guard:
+            return query(self._replica.state)
+
+    def digest(self) -> str:
+        with self._turn, self._guard:
+            return self._replica.digest()
+
+    def refresh(self) -> int:
+        """Read the log to its end; returns the position."""
+        with self._turn:
+            assert self._step is None, "a step in progress rests on a position that must not move under it"
+            while True:
+                entries = self._log.read(self._replica.state.position)
+                if not entries:
+                    return self._replica.state.position
+                with self._guard:
+                    self._apply(entries)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _joined_step(self, *, explicit: bool) -> Iterator[Step]:
+        with self._turn:
+            if self._step is not None:
+                yield self._step
+                return
+            self._require_usable()
+            self._catch_up_with_arrived()
+            with self._begin(explicit=explicit) as step:
+                yield step
+
+    @contextmanager
+    def _begin(self, *, explicit: bool) -> Iterator[Step]:
+        step = self._step = Step(explicit=explicit)
+        try:
+            yield step
+            self._commit(step)
+        except BaseException as error:
+            with self._guard:
+                self._replica.undo()
+                step.undo_memos()
+            if isinstance(error, CorruptState):
+                self._end = error
+            raise
+        finally:
+            self._step = None
+
+    def _do(self, step: Step, operation: _Operation) -> None:
+        facts = self._replica.propose(operation.command)
+        if isinstance(facts, Rejection):
+            raise facts
+        step._facts.extend(facts)
+        step._operations.append(operation)
+        operation.fill(self._replica.state, facts, operation.answer)
+
+    def _commit(self, step: Step) -> None:
+        scope = ""
+        for attempt in self._log.attempts():
+            if not step._facts:
+                return
+            with self._guard:
+                commit, base = self._as_commit(step)
+            step.attempts = attempt
+            reply = self._append(step, commit, base)
+            with self._guard:
+                match reply:
+                    case Appended():
+                        self._land(step, base, commit, reply)
+                        return
+                    case Conflicted():
+                        self.conflicts += 1
+                        scope = reply.scope
+                        self._decide_again(step, reply.missed)
+                    case Fenced() | Diverged():
+                        raise self._ended(reply)
+        raise Contended(step.attempts, scope)
+
+    def _as_commit(self, step: Step) -> tuple[Commit, Base]:
+        engine, facts = self._join.engine, step._facts
+        scopes = scopes_of(self._replica.state, engine, facts)
+        joined = [fact.session for fact in facts if isinstance(fact, EngineJoined)]
+        commit = Commit(
+            id=self._log.next_commit_id(),
+            engine=engine,
+            session=joined[0] if joined else self.number,
+            facts=tuple(facts),
+            checks=scopes,
+            touches=scopes,
+            fences=fences_of(facts),
+        )
+        return commit, self._replica.base
+
+    def _append(self, step: Step, commit: Commit, base: Base) -> AppendReply:
+        try:
+            return self._log.append(commit, base)
+        except OutcomeUnknown:
+            self._doubt = _Doubt(commit, base, step)
+            raise
+
+    def _land(self, step: Step, base: Base, commit: Commit, reply: Appended) -> None:
+        replica = self._replica
+        if reply.position != base.position + len(reply.missed) + 1:
+            raise CorruptState(
+                f"appended at {reply.position}, but {len(reply.missed)} entries lie between it and {base.position}",
+                position=reply.position,
+            )
+        if reply.missed or step is not self._step:
+            replica.undo()
+            replica.apply_all(reply.missed)
+            replica.redo(commit.facts)
+        replica.settle(reply.position, commit.id)
+        step.position = reply.position
+        self.number = commit.session
+        self.commits += 1
+
+    def _decide_again(self, step: Step, missed: tuple[Entry, ...]) -> None:
+        self._replica.undo()
+        self._replica.apply_all(missed)
+        self._require_alive()
+        step._facts.clear()
+        for operation in step._operations:
+            self._repeat(step, operation)
+
+    def _repeat(self, step: Step, operation: _Operation) -> None:
+        """Decide a call again. In a step of several, the caller may have computed with the answer: counts must stay."""
+        command, answer = operation.command, operation.answer
+        told = None
+        if step._explicit and isinstance(command, Match) and isinstance(answer, Matched):
+            told = len(answer.blocks)
+            command = attrs.evolve(command, limit=told)
+        facts = self._replica.propose(command)
+        if isinstance(facts, Rejection):
+            raise StepConflict(str(command), str(facts)) if step._explicit else facts
+        step._facts.extend(facts)
+        operation.fill(self._replica.state, facts, answer)
+        if told is not None and isinstance(answer, Matched) and len(answer.blocks) < told:
+            raise StepConflict(
+                f"match of request {answer.request!r}", f"{len(answer.blocks)} of {told} blocks are left"
+            )
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        try:
+            self._replica.apply_all(entries)
+        except CorruptState as error:
+            self._end = error
+            raise
+
+    def _catch_up_with_arrived(self) -> None:
+        for entry in self._log.arrived():
+            if entry.position > self._replica.state.position + 1:
+                self.refresh()
+                break
+            with self._guard:
+                self._apply((entry,))
+        self._require_alive()
+
+    def _require_usable(self) -> None:
+        if self._end is not None:
+            raise self._end
+        if self._doubt is not None:
+            raise Unavailable(
+                f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"
+            )
+
+    def _require_alive(self) -> None:
+        """This life may have been ended by somebody else."""
+        if not self.number:
+            return
+        engine = self._replica.state.engines[self._join.engine]
+        if engine.session != self.number or not engine.alive:
+            self._end = SessionOver(engine.name, self.number, engine.session)
+            raise self._end
+
+    def _ended(self, reply: Fenced | Diverged) -> SessionOver | CorruptState:
+        if isinstance(reply, Fenced):
+            self._end = SessionOver(self._join.engine, self.number, reply.lowest_session)
+        else:
+            found = f"commit {reply.found!r}" if reply.found else "nothing"
+            self._end = CorruptState(
+                f"history diverged: this replica holds commit {self._replica.state.last_commit_id!r} there, "
+                f"the log holds {found}",
+                position=reply.position,
+            )
+        return self._end
+
+
+def _nothing(_state: State, _facts: Sequence[Fact], _answer: object) -> None:
+    """For commands without an answer."""

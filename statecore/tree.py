@@ -1,0 +1,254 @@
+"""The tree of runs: finding, splitting, pinning, removing.
+
+Owns the shape of the tree and the counts that hang on it (refs, branches, unpinned). `evolve` calls what changes it,
+`decide` only what reads. Cost is per node touched, a handful for a prompt of any length; comparing runs is one
+`bytes.startswith` each.
+
+A split leaves the id with the lower part: whoever holds a node holds the end of a run, and that never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from events.errors import CorruptState
+from events.facts import BLOCK_HASH_BYTES, BlockRanges
+from statecore import ranges
+from statecore.state import ROOT_ID, Copy, Node, Pool, State
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def longest_match(root: Node, pool: str, engine: str, hashes: bytes, limit: int) -> tuple[Node, int]:
+    """How far `hashes` is held by `pool` in a form `engine` may use: the node that covers the end, and the depth."""
+    node, depth = root, 0
+    while depth < limit:
+        offset = depth * BLOCK_HASH_BYTES
+        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
+        if child is None:
+            break
+        copy = child.copies.get(pool)
+        if copy is None or copy.pending not in (None, engine):
+            break
+        depth = min(depth + common_blocks(child.hashes, hashes, offset), limit)
+        node = child
+        if depth < child.end:
+            break
+    return node, depth
+
+
+def common_blocks(run: bytes, hashes: bytes, offset: int) -> int:
+    """How many blocks of `run` stand in `hashes` from `offset` (bytes) on. At least the first one does."""
+    if hashes.startswith(run, offset):
+        return len(run) // BLOCK_HASH_BYTES
+    equal, unequal = 1, min(len(run), len(hashes) - offset) // BLOCK_HASH_BYTES + 1
+    while unequal - equal > 1:
+        middle = (equal + unequal) // 2
+        if hashes.startswith(run[: middle * BLOCK_HASH_BYTES], offset):
+            equal = middle
+        else:
+            unequal = middle
+    return equal
+
+
+def path_nodes(leaf: Node) -> Iterator[Node]:
+    """From the leaf up, the root excluded."""
+    node = leaf
+    while node.parent is not None:
+        yield node
+        node = node.parent
+
+
+def place(state: State, node: Node) -> int:
+    """How a fact names this node: its id, or the number of the fact of this commit that made it, negative."""
+    return node.id if node.id < state.committed_nodes else -state.place_of[node.id]
+
+
+def node_at(state: State, named: int, depth: int) -> Node:
+    """The node whose run covers block `depth - 1`, from a place as facts name it."""
+    node = state.nodes.get(named) if named >= ROOT_ID else _made_by(state, -named)
+    if node is None or not 0 <= depth <= node.end:
+        raise CorruptState(f"a fact names the place ({named}, {depth}), and there is none")
+    while node.parent is not None and depth <= node.start:
+        node = node.parent
+    return node
+
+
+def _made_by(state: State, fact: int) -> Node | None:
+    """Where the fact of that number (1-based) in the commit at hand ended its path."""
+    return state.places[fact - 1] if fact <= len(state.places) else None
+
+
+# --- shape ----------------------------------------------------------------------------------------------------------
+
+
+def ending_at(state: State, node: Node, depth: int) -> Node:
+    """The node that ends at `depth`, splitting `node` (which covers it) if it goes on further."""
+    return node if depth == node.end else _split(state, node, depth)
+
+
+def add_child(state: State, parent: Node, hashes: bytes) -> Node:
+    """A new node below `parent`, without copies yet."""
+    node = Node(_new_id(state), parent, parent.end, hashes)
+    state.journal.put(state.nodes, node.id, node)
+    state.journal.put(parent.children, node.key, node)
+    return node
+
+
+def _split(state: State, lower: Node, depth: int) -> Node:
+    """Cut a run in two at `depth`; returns the upper part, which is new."""
+    journal = state.journal
+    parent = lower.parent
+    assert parent is not None
+    assert lower.start < depth < lower.end, "only inside a run is there something to split"
+    blocks = depth - lower.start
+    upper = Node(_new_id(state), parent, lower.start, lower.hashes[: blocks * BLOCK_HASH_BYTES])
+    for pool, copy in lower.copies.items():
+        head, tail = ranges.split(copy.blocks, blocks)
+        upper.copies[pool] = Copy(head, copy.refs, 1, copy.last_used, copy.pending)
+        journal.set(copy, "blocks", tail)
+    journal.put(state.nodes, upper.id, upper)
+    journal.put(parent.children, upper.key, upper)
+    journal.set(lower, "hashes", lower.hashes[blocks * BLOCK_HASH_BYTES :])
+    journal.set(lower, "start", depth)
+    journal.set(lower, "parent", upper)
+    upper.children[lower.key] = lower
+    return upper
+
+
+def _new_id(state: State) -> int:
+    node_id = state.next_node
+    state.journal.set(state, "next_node", node_id + 1)
+    state.journal.put(state.place_of, node_id, len(state.places) + 1)
+    return node_id
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+def add_copy(state: State, node: Node, pool: Pool, blocks: BlockRanges, engine: str) -> None:
+    """A pending copy, pinned by the request that brings its blocks."""
+    state.journal.put(node.copies, pool.name, Copy(blocks, 1, 0, state.clock, engine))
+    _count_branch(state, pool, node, +1)
+
+
+def pin(state: State, pool: Pool, leaf: Node) -> None:
+    """One more request covers the path to `leaf`."""
+    for node in path_nodes(leaf):
+        pin_copy(state, pool, node)
+
+
+def pin_copy(state: State, pool: Pool, node: Node) -> None:
+    """One more request covers this node."""
+    copy, journal = node.copies[pool.name], state.journal
+    if copy.refs == 0:
+        journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start))
+    journal.set(copy, "refs", copy.refs + 1)
+    journal.set(copy, "last_used", state.clock)
+
+
+def unpin(state: State, pool: Pool, leaf: Node) -> None:
+    """One request less covers the path to `leaf`."""
+    journal, clock = state.journal, state.clock
+    for node in path_nodes(leaf):
+        copy = node.copies[pool.name]
+        assert copy.refs > 0, f"node {node.id} is unpinned more often than pinned"
+        journal.set(copy, "refs", copy.refs - 1)
+        journal.set(copy, "last_used", clock)
+        if copy.refs == 0:
+            journal.set(pool, "unpinned", pool.unpinned + (node.end - node.start))
+            if copy.evictable:
+                pool.eviction_order.offer(node, copy)
+
+
+def drop_unfinished(state: State, pool: Pool, leaf: Node) -> BlockRanges:
+    """Drop the pending copies at the end of a path that no request covers any more; their bytes never came."""
+    dropped: BlockRanges = ()
+    for node in unfinished(leaf, pool.name, refs=0):
+        dropped = ranges.join(_remove_copy(state, pool, node), dropped)
+    return dropped
+
+
+def unfinished(leaf: Node, pool: str, refs: int) -> list[Node]:
+    """From `leaf` up, the nodes whose copy is pending, has `refs` refs and nothing below but the nodes before."""
+    nodes: list[Node] = []
+    for node in path_nodes(leaf):
+        copy = node.copies[pool]
+        if copy.pending is None or copy.refs != refs or copy.branches != (1 if nodes else 0):
+            break
+        nodes.append(node)
+    return nodes
+
+
+def mark_ready(state: State, pool: Pool, node: Node) -> None:
+    """The bytes from the root to the end of `node` are there. Pending copies are always the lower end of a path."""
+    for covered in path_nodes(node):
+        copy = covered.copies[pool.name]
+        if copy.pending is None:
+            return
+        state.journal.set(copy, "pending", None)
+
+
+def drop_tail(state: State, pool: Pool, node: Node, blocks: int) -> tuple[Node, BlockRanges]:
+    """Drop the last `blocks` blocks of the copies that end with `node`, climbing as far as that takes.
+
+    Returns the node where the remaining path ends, and the ids in token order. They are not put anywhere yet.
+    """
+    dropped: BlockRanges = ()
+    while blocks:
+        copy = node.copies.get(pool.name)
+        if copy is None or not copy.evictable:
+            raise CorruptState(f"node {node.id} has no copy in pool {pool.name!r} that could be dropped")
+        run = node.end - node.start
+        if blocks < run:
+            node, ids = _drop_part(state, pool, node, run - blocks)
+            blocks = 0
+        else:
+            assert node.parent is not None
+            ids, node = _remove_copy(state, pool, node), node.parent
+            blocks -= run
+        dropped = ranges.join(ids, dropped)
+    return node, dropped
+
+
+def _drop_part(state: State, pool: Pool, node: Node, kept: int) -> tuple[Node, BlockRanges]:
+    """Keep the first `kept` blocks of a copy. Returns the node that ends there, and the ids that went."""
+    if len(node.copies) > 1:
+        upper = _split(state, node, node.start + kept)
+        return upper, _remove_copy(state, pool, node)
+    assert not node.children, "a child holds a copy in some pool, and so does its parent then"
+    journal, copy = state.journal, node.copies[pool.name]
+    head, tail = ranges.split(copy.blocks, kept)
+    journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start - kept))
+    journal.set(copy, "blocks", head)
+    journal.set(node, "hashes", node.hashes[: kept * BLOCK_HASH_BYTES])
+    journal.set(node, "end", node.start + kept)
+    return node, tail
+
+
+def _remove_copy(state: State, pool: Pool, node: Node) -> BlockRanges:
+    """Take an unpinned copy off its node; the node goes with its last copy."""
+    journal, copy = state.journal, node.copies[pool.name]
+    journal.drop(node.copies, pool.name)
+    journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start))
+    _count_branch(state, pool, node, -1)
+    if not node.copies:
+        parent = node.parent
+        assert parent is not None
+        assert not node.children, "a child holds a copy in some pool, and so does its parent then"
+        journal.drop(parent.children, node.key)
+        journal.drop(state.nodes, node.id)
+        state.places[:] = [parent if where is node else where for where in state.places]
+    return copy.blocks
+
+
+def _count_branch(state: State, pool: Pool, node: Node, change: int) -> None:
+    """A child's copy came or went: its parent may not, or may now, be evicted."""
+    parent = node.parent
+    assert parent is not None
+    if parent.parent is None:
+        return
+    copy = parent.copies[pool.name]
+    state.journal.set(copy, "branches", copy.branches + change)
+    if copy.evictable:
+        pool.eviction_order.offer(parent, copy)
