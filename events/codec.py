@@ -113,6 +113,12 @@ def _integer(value: _Json) -> int:
     return value
 
 
+def _boolean(value: _Json) -> bool:
+    if type(value) is not bool:
+        raise _Refused(f"{value!r:.80} is neither true nor false")
+    return value
+
+
 def _text(value: _Json) -> str:
     if type(value) is not str:
         raise _Refused(f"{value!r:.80} is not a string")
@@ -146,6 +152,7 @@ def _hash_count(value: _Json) -> int:
 
 _CHECKS: Final[dict[object, _Check]] = {
     int: _integer,
+    bool: _boolean,
     str: _text,
     bytes: _hash_count,
     BlockRanges: _ranges,

@@ -54,6 +54,21 @@ class PoolAdded:
 
 
 @attrs.frozen(slots=True)
+class PolicyChosen:
+    """When copies go to the host tier, for the whole index.
+
+    Attributes:
+        write: "write_back" (when evicted) or "write_through" (as soon as ready; eviction is free then).
+        free_low, free_high: percent of a GPU pool. Once less than `free_low` is free or on its way out, swap-outs start
+            until `free_high` is. 0 and 0: only when blocks are needed.
+    """
+
+    write: str
+    free_low: int
+    free_high: int
+
+
+@attrs.frozen(slots=True)
 class EngineJoined:
     """A life of an engine began. `session` is higher than that of every earlier life; the log fences the lower ones."""
 
@@ -166,9 +181,53 @@ class CopyEvicted:
     blocks: BlockRanges
 
 
+@attrs.frozen(slots=True)
+class TransferStarted:
+    """Bytes are to be moved between two pools: blocks `start` … `end`-1 of the path that ends at (`node`, `end`).
+
+    The source is pinned and the destination is a copy nobody may use yet. The job goes out in the same commit.
+
+    Attributes:
+        transfer: id, `<engine>:<number>`; never used twice.
+        kind: "swap_out" (source dropped at the end unless used again), "write_through" (source stays), "swap_in".
+        engine: who asked for it.
+        request: for a swap-in the request whose path it lengthens.
+    """
+
+    transfer: str
+    kind: str
+    engine: str
+    request: str | None
+    node: int
+    start: int
+    end: int
+    source: str
+    source_blocks: BlockRanges
+    destination: str
+    destination_blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class TransferFinished:
+    """Every rank has reported. `ok`: the bytes are there. Otherwise `reason` says what went wrong; nothing was moved."""
+
+    transfer: str
+    ok: bool
+    reason: str
+
+
+@attrs.frozen(slots=True)
+class TransferCancelled:
+    """Nobody wants the outcome any more. Its destination stays in quarantine until every rank has reported."""
+
+    transfer: str
+    reason: str
+
+
 Fact: TypeAlias = (
     IndexCreated
     | PoolAdded
+    | PolicyChosen
     | EngineJoined
     | EngineLeft
     | EngineLost
@@ -179,11 +238,15 @@ Fact: TypeAlias = (
     | PathReady
     | RequestReleased
     | CopyEvicted
+    | TransferStarted
+    | TransferFinished
+    | TransferCancelled
 )
 
 FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     IndexCreated,
     PoolAdded,
+    PolicyChosen,
     EngineJoined,
     EngineLeft,
     EngineLost,
@@ -194,4 +257,7 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     PathReady,
     RequestReleased,
     CopyEvicted,
+    TransferStarted,
+    TransferFinished,
+    TransferCancelled,
 )

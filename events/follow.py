@@ -28,6 +28,7 @@ class RedisFollower:
         self._after = after
         self._queue: deque[StoredRecord] = deque()
         self._stopped = threading.Event()
+        self._news = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {log_key}", daemon=True)
         self._thread.start()
@@ -35,8 +36,13 @@ class RedisFollower:
     def arrived(self) -> tuple[StoredRecord, ...]:
         if self._failure is not None:
             raise self._failure
+        self._news.clear()
         queue = self._queue
         return tuple([queue.popleft() for _ in range(len(queue))])
+
+    def wait(self, timeout_s: float) -> None:
+        if not self._queue and self._failure is None:
+            self._news.wait(timeout_s)
 
     def close(self) -> None:
         """Ask the thread to stop. It ends with its current blocking read, which `FOLLOW_BLOCK_S` bounds."""
@@ -54,6 +60,7 @@ class RedisFollower:
                 pause = min(pause * 2, limits.RETRY_WAIT_MAX_S)
             except Exception as failure:  # an unreadable entry: tell whoever asks next, and end
                 self._failure = failure
+                self._news.set()
                 return
 
     def _fetch(self) -> None:
@@ -69,6 +76,7 @@ class RedisFollower:
             for record in stored_records(entries):
                 self._queue.append(record)
                 self._after = record.position
+            self._news.set()
 
 
 def _entries_of(streams: Any) -> list[list[tuple[bytes, Any]]]:

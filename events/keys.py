@@ -49,6 +49,18 @@ class IndexKeys:
     head: str
     fence: str
 
+    def jobs(self, pool: str) -> str:
+        """Stream of the transfer jobs of a GPU pool; one consumer group per rank."""
+        return f"{self._tag}:jobs:{checked_name(pool, 'pool name')}"
+
+    def acks(self, transfer: str) -> str:
+        """Hash rank -> what it reported of a transfer; expires some time after the last report."""
+        return f"{self._tag}:acks:{transfer}"
+
+    @property
+    def _tag(self) -> str:
+        return f"kv:{{{self.name}}}"
+
     @classmethod
     def of(cls, name: str) -> IndexKeys:
         checked_name(name, "index name")

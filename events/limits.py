@@ -36,6 +36,12 @@ READ_PAGE: Final = 512
 FOLLOW_QUEUE_MAX: Final = 65_536
 """Entries the background follower holds. When full it stops fetching; the next step reads from the log itself."""
 
+OUTCOMES_MAX: Final = 65_536
+"""Ended transfers a session remembers for those who wait for them; an engine asks within seconds."""
+
+REASON_LENGTH_MAX: Final = 500
+"""Characters of the reason of a failure that go into the log: the message, not the traceback."""
+
 # --- time, in seconds -----------------------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT_S: Final = 2.0

@@ -108,6 +108,7 @@ class EventLog:
                 checks=commit.checks,
                 touches=commit.touches,
                 fences=commit.fences,
+                jobs=commit.jobs,
             )
         except OutcomeUnknown:
             self._doubt = (commit.id, record)
@@ -156,10 +157,20 @@ class EventLog:
     def head(self) -> Head:
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.head)
 
+    @property
+    def following(self) -> bool:
+        return self._follower is not None
+
     def arrived(self) -> tuple[Entry, ...]:
         if self._follower is None:
             return ()
         return codec.decode_all(self._follower.arrived())
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        if self._follower is not None:
+            self._follower.wait(timeout_s)
+        else:
+            self._transport.wait(after, timeout_s)
 
     def follow(self, after: int) -> None:
         """Start fetching in the background what comes after this position, if that was asked for."""
@@ -167,6 +178,15 @@ class EventLog:
             self._follower = self._transport.follow(after)
 
     # --- what the machine may not make itself -----------------------------------------------------------------------
+
+    def until(self, timeout_s: float) -> Iterator[float]:
+        end = time.monotonic() + timeout_s
+        left = timeout_s
+        while True:
+            yield max(left, 0.0)
+            left = end - time.monotonic()
+            if left <= 0:
+                return
 
     def attempts(self) -> Iterator[int]:
         return conflict_attempts(self._sleep)

@@ -19,6 +19,7 @@ from events.ports import (
     Diverged,
     Fenced,
     Head,
+    Job,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -34,7 +35,8 @@ class MemoryTransport:
         self._records: list[StoredRecord] = []
         self._versions: dict[str, int] = {}
         self._fences: dict[str, int] = {}
-        self._mutex: Final = threading.Lock()
+        self.jobs: dict[str, list[Job]] = {}
+        self._mutex: Final = threading.Condition()
 
     def append(
         self,
@@ -46,6 +48,7 @@ class MemoryTransport:
         checks: tuple[str, ...],
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
+        jobs: tuple[Job, ...] = (),
     ) -> RawReply:
         with self._mutex:
             position = len(self._records)
@@ -67,6 +70,9 @@ class MemoryTransport:
             self._records.append(stored)
             self._versions.update(dict.fromkeys(touches, stored.position))
             self._fences.update(fences)
+            for job in jobs:
+                self.jobs.setdefault(job.pool, []).append(job)
+            self._mutex.notify_all()
             return RawAppended(stored.position, missed)
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
@@ -77,6 +83,10 @@ class MemoryTransport:
         with self._mutex:
             position = len(self._records)
             return Head(position, self._commit_id_at(position), first=min(position, 1))
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        with self._mutex:
+            self._mutex.wait_for(lambda: len(self._records) > after, timeout_s)
 
     def follow(self, after: int) -> None:
         """Nothing to fetch ahead: reading costs no round trip."""

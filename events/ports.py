@@ -32,6 +32,21 @@ class Base:
 
 
 @attrs.frozen
+class Job:
+    """What tells the workers of a GPU pool about a transfer: a doorbell, the record is `TransferStarted`.
+
+    Attributes:
+        pool: the GPU pool whose stream it goes to.
+        transfer: id.
+        body: see `events/jobs.py`.
+    """
+
+    pool: str
+    transfer: str
+    body: bytes
+
+
+@attrs.frozen
 class Commit:
     """Facts to append as one entry, all or nothing.
 
@@ -44,6 +59,7 @@ class Commit:
         touches: scopes whose version this commit moves. Always includes the writer's engine scope, as does `checks`:
             so at most one copy of a commit can ever land.
         fences: (engine, lowest session that may append from now on), raised in the same step.
+        jobs: put into the workers' streams in the same step.
     """
 
     id: str
@@ -53,6 +69,7 @@ class Commit:
     checks: tuple[str, ...]
     touches: tuple[str, ...]
     fences: tuple[tuple[str, int], ...] = ()
+    jobs: tuple[Job, ...] = ()
 
 
 @attrs.frozen
@@ -180,6 +197,7 @@ class Transport(Protocol):
         checks: tuple[str, ...],
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
+        jobs: tuple[Job, ...] = (),
     ) -> RawReply:
         """Append if fence, base and checks allow; see `events/lua/commit.lua` for the exact order."""
         ...
@@ -189,6 +207,10 @@ class Transport(Protocol):
         ...
 
     def head(self) -> Head: ...
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        """Return when there is an entry above `after`, or when the time is over (or earlier: the caller looks again)."""
+        ...
 
     def follow(self, after: int) -> Follower | None:
         """Start fetching entries above `after` in the background; None where that has no use."""
@@ -202,6 +224,10 @@ class Follower(Protocol):
 
     def arrived(self) -> tuple[StoredRecord, ...]:
         """What has come since the last call, in order; never waits. Gaps and repeats are possible."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when `arrived` has something, or when the time is over."""
         ...
 
     def close(self) -> None: ...
@@ -239,8 +265,21 @@ class Log(Protocol):
         """From now on fetch in the background what comes after this position, where the backend can."""
         ...
 
+    @property
+    def following(self) -> bool:
+        """Whether entries are fetched in the background; if not, `arrived` has nothing and `read` is the way."""
+        ...
+
     def arrived(self) -> tuple[Entry, ...]:
         """Entries the background follower has fetched since the last call; never waits."""
+        ...
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        """Return when there may be an entry above `after`, at the latest when the time is over."""
+        ...
+
+    def until(self, timeout_s: float) -> Iterator[float]:
+        """Seconds left, again and again until none are; the first time in any case."""
         ...
 
     def attempts(self) -> Iterator[int]:

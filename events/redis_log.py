@@ -18,7 +18,7 @@ from events import client as clients
 from events import keys
 from events.errors import CorruptState, InvalidInput, Unavailable
 from events.follow import RedisFollower
-from events.limits import MISSED_ENTRIES_MAX
+from events.limits import FOLLOW_BLOCK_S, MISSED_ENTRIES_MAX
 from events.ports import (
     Base,
     Behind,
@@ -26,6 +26,7 @@ from events.ports import (
     Fenced,
     Follower,
     Head,
+    Job,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -55,14 +56,17 @@ class RedisTransport:
         checks: tuple[str, ...],
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
+        jobs: tuple[Job, ...] = (),
     ) -> RawReply:
         arguments: list[str | bytes | int] = [
-            3, self._keys.log, self._keys.head, self._keys.fence,
+            3 + len(jobs), self._keys.log, self._keys.head, self._keys.fence,
+            *(self._keys.jobs(job.pool) for job in jobs),
             keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
             record.commit_id, record.author, record.at_ms, record.schema, record.body, record.hashes, record.checksum,
             len(checks), *checks,
             len(touches), *touches,
             len(fences), *(part for fence in fences for part in fence),
+            *(part for job in jobs for part in (job.transfer, job.body)),
         ]  # fmt: skip
         try:
             try:
@@ -99,6 +103,13 @@ class RedisTransport:
             return Head(0, "", first=0)
         first = keys.position_of(oldest[0][0]) if oldest else 0
         return Head(int(position), (commit_id or b"").decode(), first)
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        longest = max(1, int(min(timeout_s, FOLLOW_BLOCK_S) * 1000))
+        try:
+            self._client.xread({self._keys.log: keys.entry_id(after)}, count=1, block=longest)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
 
     def follow(self, after: int) -> Follower:
         return RedisFollower(self._client, self._keys.log, after)

@@ -5,6 +5,7 @@
 
 from statecore.hashing import ExtraKey, HashedTokens
 from statecore.index import CacheIndex
+from statecore.policy import Policy
 from statecore.rejections import (
     Contended,
     DifferentIndex,
@@ -12,6 +13,7 @@ from statecore.rejections import (
     NeverFits,
     PathDiffers,
     PathNotCovered,
+    PathNotFilled,
     PoolExhausted,
     Rejection,
     RequestExists,
@@ -19,8 +21,9 @@ from statecore.rejections import (
     StepConflict,
     UnknownPool,
     UnknownRequest,
+    UnknownTransfer,
 )
-from statecore.results import Allocation, Extension, Match
+from statecore.results import Allocation, Extension, Match, TransferState
 
 __all__ = [
     "Allocation",
@@ -35,11 +38,15 @@ __all__ = [
     "NeverFits",
     "PathDiffers",
     "PathNotCovered",
+    "PathNotFilled",
+    "Policy",
     "PoolExhausted",
     "Rejection",
     "RequestExists",
     "SessionOver",
     "StepConflict",
+    "TransferState",
     "UnknownPool",
     "UnknownRequest",
+    "UnknownTransfer",
 ]

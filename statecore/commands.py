@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import attrs
 
-from events.facts import BlockRanges
+from events.facts import BlockRanges, PolicyChosen
 
 
 @attrs.frozen(slots=True)
@@ -15,6 +15,8 @@ class Join:
 
     Attributes:
         gpu_blocks: size of the GPU pool; None to join a pool that must exist.
+        cpu_pool, cpu_blocks: the same for the host pool; no host tier if `cpu_pool` is None.
+        policy: write policy and watermarks; None to take what the index has.
     """
 
     engine: str
@@ -23,6 +25,9 @@ class Join:
     gpu_pool: str
     gpu_blocks: int | None
     tensor_parallel_size: int
+    cpu_pool: str | None = None
+    cpu_blocks: int | None = None
+    policy: PolicyChosen | None = None
 
 
 @attrs.frozen(slots=True)
@@ -41,6 +46,25 @@ class Match:
     hashes: bytes
     prompt_tokens: int
     limit: int | None = None
+
+
+@attrs.frozen(slots=True)
+class BringIn:
+    """Lengthen the path of a request that was just matched by what the host pool holds of `hashes`, to `limit` at most."""
+
+    engine: str
+    request: str
+    hashes: bytes
+    limit: int | None = None
+
+
+@attrs.frozen(slots=True)
+class CancelTransfer:
+    """Stop wanting the outcome of a transfer this engine started."""
+
+    engine: str
+    transfer: str
+    reason: str
 
 
 @attrs.frozen(slots=True)
@@ -87,4 +111,4 @@ class Release:
     request: str
 
 
-Command: TypeAlias = Join | Leave | Match | Allocate | Recycle | Extend | MarkReady | Release
+Command: TypeAlias = Join | Leave | Match | BringIn | CancelTransfer | Allocate | Recycle | Extend | MarkReady | Release

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
+import attrs
+
 from events.facts import (
     BLOCK_HASH_BYTES,
     BlockRanges,
@@ -22,34 +24,69 @@ from events.facts import (
     IndexCreated,
     PathExtended,
     PathReady,
+    PolicyChosen,
     PoolAdded,
     PrefixMatched,
     RequestReleased,
+    TransferCancelled,
+    TransferStarted,
 )
 from statecore import ranges, tree
-from statecore.commands import Allocate, Command, Extend, Join, Leave, MarkReady, Match, Recycle, Release
-from statecore.eviction import choose_victims
+from statecore.commands import (
+    Allocate,
+    BringIn,
+    CancelTransfer,
+    Command,
+    Extend,
+    Join,
+    Leave,
+    MarkReady,
+    Match,
+    Recycle,
+    Release,
+)
 from statecore.rejections import (
     DifferentIndex,
     ForeignBlocks,
     NeverFits,
     PathDiffers,
     PathNotCovered,
+    PathNotFilled,
     PoolExhausted,
     Rejection,
     RequestExists,
     SessionOver,
     UnknownPool,
     UnknownRequest,
+    UnknownTransfer,
 )
-from statecore.state import GPU, Engine, Request, State, private_ranges
+from statecore.state import CPU, GPU, Engine, Request, State, private_ranges
+from statecore.tiers import bring_in, make_room, outgoing_blocks, soon_droppable_blocks, transfers_of
+from statecore.transfers import transfer_id
 
 Decision: TypeAlias = Sequence[Fact] | Rejection
 
 
 def decide(state: State, command: Command) -> Decision:
     """Facts that carry the command out (none if there is nothing to do), or why it is refused."""
-    return _DECIDE[type(command)](state, command)
+    decision = _DECIDE[type(command)](state, command)
+    return decision if isinstance(decision, Rejection) else numbered(state, decision)
+
+
+def numbered(state: State, facts: Sequence[Fact]) -> Sequence[Fact]:
+    """Give the transfers of a complete decision their ids, in order."""
+    if TransferStarted not in map(type, facts):
+        return facts
+    complete: list[Fact] = []
+    started = 0
+    for fact in facts:
+        if isinstance(fact, TransferStarted):
+            engine = state.engines[fact.engine]
+            complete.append(attrs.evolve(fact, transfer=transfer_id(engine, ahead=started)))
+            started += 1
+        else:
+            complete.append(fact)
+    return complete
 
 
 # --- engines --------------------------------------------------------------------------------------------------------
@@ -63,21 +100,40 @@ def _join(state: State, command: Join) -> Decision:
         return DifferentIndex("block size", state.block_size, command.block_size)
     elif state.hash_scheme != command.hash_scheme:
         return DifferentIndex("hash scheme", state.hash_scheme, command.hash_scheme)
-    pool = state.pools.get(command.gpu_pool)
-    if pool is None:
-        if command.gpu_blocks is None:
-            return UnknownPool(command.gpu_pool, tuple(sorted(state.pools)))
-        facts.append(PoolAdded(command.gpu_pool, GPU, command.gpu_blocks))
-    elif pool.tier != GPU:
-        return DifferentIndex(f"pool {pool.name!r} of tier", pool.tier, GPU)
-    elif command.gpu_blocks is not None and command.gpu_blocks != pool.blocks:
-        return DifferentIndex(f"blocks in pool {pool.name!r}", pool.blocks, command.gpu_blocks)
+    if command.policy is not None:
+        recorded = PolicyChosen(state.write_policy, state.free_low, state.free_high)
+        if not state.created:
+            facts.append(command.policy)
+        elif command.policy != recorded:
+            return DifferentIndex("policy", recorded, command.policy)
+    for tier, name, blocks in (
+        (GPU, command.gpu_pool, command.gpu_blocks),
+        (CPU, command.cpu_pool, command.cpu_blocks),
+    ):
+        added = [] if name is None else _pool_for(state, tier, name, blocks)
+        if isinstance(added, Rejection):
+            return added
+        facts += added
     engine = state.engines.get(command.engine)
     session = 0 if engine is None else engine.session
     if engine is not None and engine.alive:
         facts.append(EngineLost(command.engine, session))
-    facts.append(EngineJoined(command.engine, session + 1, command.gpu_pool, None, command.tensor_parallel_size))
+    facts.append(
+        EngineJoined(command.engine, session + 1, command.gpu_pool, command.cpu_pool, command.tensor_parallel_size)
+    )
     return facts
+
+
+def _pool_for(state: State, tier: str, name: str, blocks: int | None) -> list[PoolAdded] | Rejection:
+    """Nothing if the pool is as wanted, its addition if there is none."""
+    pool = state.pools.get(name)
+    if pool is None:
+        return UnknownPool(name, tuple(sorted(state.pools))) if blocks is None else [PoolAdded(name, tier, blocks)]
+    if pool.tier != tier:
+        return DifferentIndex(f"pool {name!r} in tier", pool.tier, tier)
+    if blocks is not None and blocks != pool.blocks:
+        return DifferentIndex(f"blocks in pool {name!r}", pool.blocks, blocks)
+    return []
 
 
 def _leave(state: State, command: Leave) -> Decision:
@@ -101,6 +157,27 @@ def _match(state: State, command: Match) -> Decision:
     return [PrefixMatched(engine.name, command.request, tree.place(state, node), depth, command.prompt_tokens)]
 
 
+def _bring_in(state: State, command: BringIn) -> Decision:
+    found = _request(state, command.engine, command.request)
+    if isinstance(found, Rejection):
+        return found
+    engine, request = found
+    limit = len(command.hashes) // BLOCK_HASH_BYTES
+    if command.limit is not None:
+        limit = min(limit, command.limit)
+    last = request.leaf.copies.get(engine.gpu_pool)
+    if request.private or (last is not None and last.pending is not None and last.filling is None):
+        return []  # nothing can be fetched behind blocks of one's own, or behind blocks that may never be computed
+    return bring_in(state, engine, request, command.hashes, limit)
+
+
+def _cancel(state: State, command: CancelTransfer) -> Decision:
+    transfer = state.transfers.get(command.transfer)
+    if transfer is None or transfer.cancelled or transfer.engine != command.engine:
+        return UnknownTransfer(command.transfer)
+    return [TransferCancelled(transfer.id, command.reason)]
+
+
 def _allocate(state: State, command: Allocate) -> Decision:
     engine = _engine(state, command.engine)
     if isinstance(engine, Rejection):
@@ -115,15 +192,21 @@ def _allocate(state: State, command: Allocate) -> Decision:
     asked = command.blocks
     if asked > pool.blocks:
         return NeverFits(pool.name, asked, pool.blocks)
-    if asked > pool.free.total + pool.unpinned:
-        return PoolExhausted(pool.name, asked, pool.free.total, pool.unpinned, pool.blocks)
-    if asked > pool.free.total:
-        victims = choose_victims(state, pool, asked - pool.free.total)
-        facts += victims
-        freed = [block_range for victim in victims for block_range in victim.blocks]
-        blocks = ranges.merged([*pool.free, *freed])
-    else:
+    if asked <= pool.free.total:
         blocks = pool.free.lowest(asked)
+    else:
+        outgoing = outgoing_blocks(state, pool)
+        coming = outgoing + soon_droppable_blocks(state, pool)
+        room = make_room(state, engine, asked - pool.free.total - coming)
+        freed = ranges.count(tuple(room.freed))
+        if asked > pool.free.total + freed:
+            if asked > pool.free.total + pool.unpinned + outgoing or not (
+                room.leaving or transfers_of(state, pool.name)
+            ):
+                return PoolExhausted(pool.name, asked, pool.free.total, pool.unpinned + outgoing, pool.blocks)
+            return [*facts, *room.facts]  # not yet: what is leaving has to be gone first
+        facts += room.facts
+        blocks, _ = ranges.split(ranges.merged([*pool.free, *room.freed]), asked)
     facts.append(BlocksAllocated(engine.name, command.request, pool.name, blocks))
     return facts
 
@@ -163,6 +246,8 @@ def _extend(state: State, command: Extend) -> Decision:
     known = min(path, target) * BLOCK_HASH_BYTES
     if known and not _ends_with(request, command.hashes[:known]):
         return PathDiffers(request.id, path)
+    if engine.cpu_pool is not None and (filling := tree.filling_on(request.leaf, engine.gpu_pool)) is not None:
+        return PathNotFilled(request.id, filling)
     private = ranges.count(request.private)
     if target > path + private:
         return PathNotCovered(request.id, target, path, private)
@@ -227,7 +312,10 @@ def _ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:
     node = request.leaf
     while node.parent is not None and depth <= node.start:
         node = node.parent
-    if node.parent is None or node.copies[engine.gpu_pool].pending is None:
+    if node.parent is None:
+        return []
+    copy = node.copies[engine.gpu_pool]
+    if copy.pending is None or copy.filling is not None:
         return []
     return [PathReady(engine.name, request.id, depth)]
 
@@ -235,7 +323,7 @@ def _ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:
 def _adoption(engine: Engine, request: Request, hashes: bytes) -> tuple[bytes, BlockRanges, BlockRanges]:
     """Which of the request's private blocks the tree would take over for `hashes`, and which double what it has.
 
-    The path stops where another engine is still computing the same content: what it leaves may never be finished.
+    The path stops where another engine is still computing the same content, or a transfer bringing it: that may fail.
     """
     pool, private = engine.gpu_pool, request.private
     adopted: BlockRanges = ()
@@ -248,7 +336,7 @@ def _adoption(engine: Engine, request: Request, hashes: bytes) -> tuple[bytes, B
             blocks = (len(hashes) - offset) // BLOCK_HASH_BYTES
             own, private = ranges.split(private, blocks)
             return hashes, ranges.join(adopted, own), duplicates
-        if copy.pending not in (None, engine.name):
+        if copy.pending not in (None, engine.name) or copy.filling is not None:
             return hashes[:offset], adopted, duplicates
         blocks = tree.common_blocks(child.hashes, hashes, offset)
         own, private = ranges.split(private, blocks)
@@ -276,6 +364,8 @@ _DECIDE: Final[dict[type, Callable[[State, Any], Decision]]] = {
     Join: _join,
     Leave: _leave,
     Match: _match,
+    BringIn: _bring_in,
+    CancelTransfer: _cancel,
     Allocate: _allocate,
     Recycle: _recycle,
     Extend: _extend,

@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 
-from statecore.state import Engine, Node, Pool, State
+from statecore.state import Engine, Node, Pool, State, Transfer
 
 _DIGEST_BYTES: Final = 16
 
@@ -22,6 +22,8 @@ def digest(state: State) -> str:
     hasher.update(
         orjson.dumps(
             [state.block_size, state.hash_scheme, state.position, state.last_commit_id, state.next_node]
+            + [state.write_policy, state.free_low, state.free_high, state.ignored_finishes]
+            + [_transfer(state.transfers[name]) for name in sorted(state.transfers)]
             + [_pool(state.pools[name]) for name in sorted(state.pools)]
             + [_engine(state.engines[name]) for name in sorted(state.engines)]
         )
@@ -34,11 +36,28 @@ def digest(state: State) -> str:
 
 
 def _pool(pool: Pool) -> list[object]:
-    return [pool.name, pool.tier, pool.blocks, pool.unpinned, pool.evicted, list(pool.free)]
+    counters = [pool.evicted, pool.arrived, pool.rescued]
+    return [pool.name, pool.tier, pool.blocks, pool.unpinned, counters, list(pool.free)]
+
+
+def _transfer(transfer: Transfer) -> list[object]:
+    place = [transfer.node.id, transfer.start, transfer.end]
+    end = [transfer.cancelled, transfer.quarantine]
+    return [
+        transfer.id,
+        transfer.kind,
+        transfer.engine,
+        transfer.ranks,
+        transfer.source,
+        transfer.destination,
+        place,
+        end,
+    ]
 
 
 def _engine(engine: Engine) -> list[object]:
     counters = [engine.requests_seen, engine.requests_hit, engine.prompt_tokens, engine.matched_tokens]
+    counters += [engine.host_tokens, engine.transfers]
     held = [[pool, list(engine.held[pool])] for pool in sorted(engine.held) if engine.held[pool].total]
     requests = [
         [request.id, request.leaf.id, request.private, request.duplicates, request.extended_at]
@@ -51,7 +70,7 @@ def _engine(engine: Engine) -> list[object]:
 def _node(node: Node) -> list[object]:
     parent = None if node.parent is None else node.parent.id
     copies = [
-        [pool, copy.blocks, copy.refs, copy.branches, copy.last_used, copy.pending]
+        [pool, copy.blocks, copy.refs, copy.branches, copy.last_used, copy.pending, copy.filling, copy.leaving]
         for pool, copy in sorted(node.copies.items())
     ]
     return [node.id, parent, node.start, node.end, copies]

@@ -13,6 +13,8 @@ from events.facts import BlockRanges
 from events.limits import REQUEST_ID_LENGTH_MAX
 from statecore import ranges
 
+_DAY_S = 86_400
+
 
 def whole(value: object, what: str, *, least: int, most: int) -> int:
     """An integer from `least` to `most`; numpy integers too, booleans not."""
@@ -41,3 +43,16 @@ def block_ids(value: object, pool_blocks: int) -> BlockRanges:
         twice = next(block for block in listed if listed.count(block) > 1)
         raise InvalidInput(f"block {twice} is named twice")
     return ranges.of_ids(listed)
+
+
+def seconds(value: object, what: str) -> float:
+    """A time from 0 to a day."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _DAY_S:
+        raise InvalidInput(f"{what} is a number of seconds from 0 to {_DAY_S}, not {value!r:.80}")
+    return float(value)
+
+
+def transfer_id(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= REQUEST_ID_LENGTH_MAX:
+        raise InvalidInput(f"a transfer is named by the string a call answered, not {value!r:.80}")
+    return value

@@ -22,13 +22,17 @@ from events.facts import (
     IndexCreated,
     PathExtended,
     PathReady,
+    PolicyChosen,
     PoolAdded,
     PrefixMatched,
     RequestReleased,
+    TransferCancelled,
+    TransferFinished,
+    TransferStarted,
 )
-from statecore import ranges, tree
+from statecore import ranges, transfers, tree
 from statecore.blockset import BlockSet
-from statecore.state import TIERS, Engine, Node, Pool, Request, State, private_ranges
+from statecore.state import TIERS, WRITE_POLICIES, Copy, Engine, Node, Pool, Request, State, private_ranges
 
 
 def evolve(state: State, fact: Fact) -> None:
@@ -48,16 +52,30 @@ def evolve(state: State, fact: Fact) -> None:
 
 
 def _index_created(state: State, fact: IndexCreated) -> None:
-    _require(not state.created, "the index is created twice")
-    _require(fact.block_size > 0, f"block size {fact.block_size}")
+    if state.created:
+        raise CorruptState("the index is created twice")
+    if not (fact.block_size > 0):
+        raise CorruptState(f"block size {fact.block_size}")
     state.journal.set(state, "block_size", fact.block_size)
     state.journal.set(state, "hash_scheme", fact.hash_scheme)
 
 
 def _pool_added(state: State, fact: PoolAdded) -> None:
-    _require(fact.pool not in state.pools, f"pool {fact.pool!r} is added twice")
-    _require(fact.tier in TIERS and fact.blocks > 0, f"pool of tier {fact.tier!r} with {fact.blocks} blocks")
+    if fact.pool in state.pools:
+        raise CorruptState(f"pool {fact.pool!r} is added twice")
+    if not (fact.tier in TIERS and fact.blocks > 0):
+        raise CorruptState(f"pool of tier {fact.tier!r} with {fact.blocks} blocks")
     state.journal.put(state.pools, fact.pool, Pool(fact.pool, fact.tier, fact.blocks))
+
+
+def _policy_chosen(state: State, fact: PolicyChosen) -> None:
+    if fact.write not in WRITE_POLICIES:
+        raise CorruptState(f"write policy {fact.write!r}")
+    if not (0 <= fact.free_low <= fact.free_high <= 100):
+        raise CorruptState(f"watermarks {fact.free_low} and {fact.free_high} percent")
+    state.journal.set(state, "write_policy", fact.write)
+    state.journal.set(state, "free_low", fact.free_low)
+    state.journal.set(state, "free_high", fact.free_high)
 
 
 # --- engines --------------------------------------------------------------------------------------------------------
@@ -69,9 +87,13 @@ def _engine_joined(state: State, fact: EngineJoined) -> None:
     if engine is None:
         engine = Engine(fact.engine)
         journal.put(state.engines, fact.engine, engine)
-    _require(not engine.alive, f"engine {fact.engine!r} joins while its session {engine.session} is alive")
-    _require(fact.session == engine.session + 1, f"session {fact.session} after {engine.session}")
-    _require(fact.gpu_pool in state.pools, f"engine joins with unknown pool {fact.gpu_pool!r}")
+    if engine.alive:
+        raise CorruptState(f"engine {fact.engine!r} joins while its session {engine.session} is alive")
+    if fact.session != engine.session + 1:
+        raise CorruptState(f"session {fact.session} after {engine.session}")
+    for pool in (fact.gpu_pool, *([] if fact.cpu_pool is None else [fact.cpu_pool])):
+        if pool not in state.pools:
+            raise CorruptState(f"engine joins with unknown pool {pool!r}")
     journal.set(engine, "session", fact.session)
     journal.set(engine, "alive", True)
     journal.set(engine, "gpu_pool", fact.gpu_pool)
@@ -81,7 +103,8 @@ def _engine_joined(state: State, fact: EngineJoined) -> None:
 
 def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
     engine = _alive(state, fact.engine)
-    _require(fact.session == engine.session, f"session {fact.session} ends, {engine.session} is alive")
+    if fact.session != engine.session:
+        raise CorruptState(f"session {fact.session} ends, {engine.session} is alive")
     for request_id in sorted(engine.requests):
         _end_request(state, engine, engine.requests[request_id])
     for pool, held in engine.held.items():
@@ -96,7 +119,8 @@ def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
 
 def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
     engine, journal = _alive(state, fact.engine), state.journal
-    _require(fact.request not in engine.requests, f"request {fact.request!r} begins twice")
+    if fact.request in engine.requests:
+        raise CorruptState(f"request {fact.request!r} begins twice")
     pool = state.pools[engine.gpu_pool]
     node = tree.node_at(state, fact.node, fact.depth)
     leaf = tree.ending_at(state, node, fact.depth)
@@ -133,7 +157,8 @@ def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
         request = engine.requests[fact.request]
         left = ranges.without(request.private, set(ranges.ids(fact.blocks)))
         gone = ranges.count(request.private) - ranges.count(left)
-        _require(gone == ranges.count(fact.blocks), "blocks are recycled that the request does not have")
+        if gone != ranges.count(fact.blocks):
+            raise CorruptState("blocks are recycled that the request does not have")
         journal.set(request, "private", left)
     _free(state, pool, fact.blocks)
 
@@ -141,7 +166,11 @@ def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
 def _path_extended(state: State, fact: PathExtended) -> Node:
     engine, journal = _alive(state, fact.engine), state.journal
     request, pool = engine.requests[fact.request], state.pools[engine.gpu_pool]
-    _require(fact.depth == request.path_blocks, f"path of {request.path_blocks} blocks is extended at {fact.depth}")
+    if engine.cpu_pool is not None:
+        if tree.filling_on(request.leaf, pool.name) is not None:
+            raise CorruptState("a path grows while it is being filled")
+    if fact.depth != request.path_blocks:
+        raise CorruptState(f"path of {request.path_blocks} blocks is extended at {fact.depth}")
     node, hashes, offset = request.leaf, fact.hashes, 0
     adopted: tuple[tuple[int, int], ...] = ()
     duplicates: tuple[tuple[int, int], ...] = ()
@@ -155,17 +184,17 @@ def _path_extended(state: State, fact: PathExtended) -> Node:
         blocks = child.end - child.start
         own, private = ranges.split(private, blocks)
         if pool.name in child.copies:
-            _require(
-                child.copies[pool.name].pending in (None, engine.name), "a path grows over blocks nobody has filled"
-            )
+            if not _is_usable(child.copies[pool.name], engine):
+                raise CorruptState("a path grows over blocks nobody has filled")
             tree.pin_copy(state, pool, child)
             duplicates = ranges.join(duplicates, own)
             places = (*places, (child.start, own))
         else:
-            tree.add_copy(state, child, pool, own, engine.name)
+            tree.add_copy(state, child, pool, own, refs=1, pending=engine.name)
             adopted = ranges.join(adopted, own)
         node, offset = child, offset + blocks * BLOCK_HASH_BYTES
-    _require(adopted == fact.adopted and duplicates == fact.duplicates, "the tree takes over other blocks than it says")
+    if not (adopted == fact.adopted and duplicates == fact.duplicates):
+        raise CorruptState("the tree takes over other blocks than it says")
     journal.set(request, "leaf", node)
     journal.set(request, "private", private)
     journal.set(request, "duplicates", places)
@@ -177,7 +206,8 @@ def _path_ready(state: State, fact: PathReady) -> Node:
     engine = _alive(state, fact.engine)
     request, pool = engine.requests[fact.request], state.pools[engine.gpu_pool]
     node = request.leaf
-    _require(0 < fact.depth <= node.end, f"a path of {node.end} blocks is ready to {fact.depth}")
+    if not (0 < fact.depth <= node.end):
+        raise CorruptState(f"a path of {node.end} blocks is ready to {fact.depth}")
     while fact.depth <= node.start:
         assert node.parent is not None
         node = node.parent
@@ -189,15 +219,18 @@ def _path_ready(state: State, fact: PathReady) -> Node:
 def _request_released(state: State, fact: RequestReleased) -> None:
     engine = _alive(state, fact.engine)
     freed = _end_request(state, engine, engine.requests[fact.request])
-    _require(freed == fact.freed, f"release frees {freed}, not {fact.freed}")
+    if freed != fact.freed:
+        raise CorruptState(f"release frees {freed}, not {fact.freed}")
 
 
 def _copy_evicted(state: State, fact: CopyEvicted) -> Node:
     pool, blocks = state.pools[fact.pool], ranges.count(fact.blocks)
     node = tree.node_at(state, fact.node, fact.depth)
-    _require(node.end == fact.depth, f"the place ({fact.node}, {fact.depth}) lies inside a run")
+    if node.end != fact.depth:
+        raise CorruptState(f"the place ({fact.node}, {fact.depth}) lies inside a run")
     rest, dropped = tree.drop_tail(state, pool, node, blocks)
-    _require(dropped == fact.blocks, f"the copy holds {dropped}")
+    if dropped != fact.blocks:
+        raise CorruptState(f"the copy holds {dropped}")
     _free(state, pool, dropped)
     state.journal.set(pool, "evicted", pool.evicted + blocks)
     return rest
@@ -220,20 +253,21 @@ def _free(state: State, pool: Pool, blocks: tuple[tuple[int, int], ...]) -> None
     state.journal.call(pool.free.add, pool.free.remove, blocks)
 
 
+def _is_usable(copy: Copy, engine: Engine) -> bool:
+    return copy.pending in (None, engine.name) and copy.filling is None
+
+
 def _alive(state: State, name: str) -> Engine:
     engine = state.engines[name]
-    _require(engine.alive, f"engine {name!r} acts after its session {engine.session} ended")
+    if not engine.alive:
+        raise CorruptState(f"engine {name!r} acts after its session {engine.session} ended")
     return engine
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise CorruptState(otherwise)
 
 
 _EVOLVE: Final[dict[type, Callable[[State, Any], Node | None]]] = {
     IndexCreated: _index_created,
     PoolAdded: _pool_added,
+    PolicyChosen: _policy_chosen,
     EngineJoined: _engine_joined,
     EngineLeft: _engine_gone,
     EngineLost: _engine_gone,
@@ -244,4 +278,7 @@ _EVOLVE: Final[dict[type, Callable[[State, Any], Node | None]]] = {
     PathReady: _path_ready,
     RequestReleased: _request_released,
     CopyEvicted: _copy_evicted,
+    TransferStarted: transfers.started,
+    TransferFinished: transfers.finished,
+    TransferCancelled: transfers.cancelled,
 }

@@ -16,16 +16,19 @@ from types import TracebackType
 from typing import TypeVar
 
 from events.errors import InvalidInput
-from events.facts import BLOCK_HASH_BYTES, BlocksAllocated, CopyEvicted, Fact, PathExtended, PrefixMatched
+from events.facts import BLOCK_HASH_BYTES, BlocksAllocated, CopyEvicted, Fact, PathExtended
 from events.keys import checked_name
-from events.limits import BLOCK_SIZE_MAX, POOL_BLOCKS_MAX
+from events.limits import BLOCK_SIZE_MAX, POOL_BLOCKS_MAX, REASON_LENGTH_MAX
 from events.ports import Connection
 from statecore import commands, door, ranges
 from statecore.hashing import SCHEME, ExtraKey, HashedTokens, Tokens, checked_hashes
+from statecore.policy import Policy
 from statecore.rejections import UnknownRequest
-from statecore.results import Allocation, Extension, Match
+from statecore.results import Allocation, Extension, Match, TransferState
 from statecore.session import Session, Step
 from statecore.state import State, request_table
+from statecore.tiers import transfers_of
+from statecore.tree import path_nodes
 from statecore.view import IndexView
 
 T = TypeVar("T")
@@ -50,6 +53,9 @@ class CacheIndex(IndexView):
         gpu_pool: str | None = None,
         block_size: int = 64,
         tensor_parallel_size: int = 1,
+        cpu_blocks: int | None = None,
+        cpu_pool: str | None = None,
+        policy: Policy | None = None,
         follow: bool = True,
     ) -> None:
         """Join the index `name` as `engine`; the first to join creates it.
@@ -62,7 +68,11 @@ class CacheIndex(IndexView):
             gpu_blocks: number of blocks of the GPU pool; None to use a pool that exists.
             gpu_pool: its name; default is the engine's own, `gpu:<engine>`. Engines that name the same pool share it.
             block_size: tokens in a block; the same for all engines of an index.
-            tensor_parallel_size: ranks that each hold a shard of every block.
+            tensor_parallel_size: ranks that each hold a shard of every block; as many workers copy each block.
+            cpu_blocks: number of blocks of the host pool, shared by all engines that name it; 0 or None without
+                `cpu_pool`: no second tier.
+            cpu_pool: name of the host pool; default "cpu:host" where `cpu_blocks` is given. `cpu_blocks` None: it exists.
+            policy: when copies go to the host; default: what the index has, `Policy()` for a new one.
             follow: fetch others' commits in the background, on a connection of its own.
 
         Raises:
@@ -78,8 +88,23 @@ class CacheIndex(IndexView):
         if gpu_blocks is not None:
             gpu_blocks = door.whole(gpu_blocks, "gpu_blocks", least=1, most=POOL_BLOCKS_MAX)
         ranks = door.whole(tensor_parallel_size, "tensor_parallel_size", least=1, most=_TENSOR_PARALLEL_MAX)
+        if cpu_blocks is not None:
+            cpu_blocks = door.whole(cpu_blocks, "cpu_blocks", least=0, most=POOL_BLOCKS_MAX)
+        if cpu_pool is None and cpu_blocks:
+            cpu_pool = "cpu:host"
+        self.cpu_pool = None if cpu_pool is None or cpu_blocks == 0 else checked_name(cpu_pool, "pool name")
         self._log = connection.log(name, follow=follow)
-        join = commands.Join(engine, self.block_size, SCHEME, self.gpu_pool, gpu_blocks, ranks)
+        join = commands.Join(
+            engine=engine,
+            block_size=self.block_size,
+            hash_scheme=SCHEME,
+            gpu_pool=self.gpu_pool,
+            gpu_blocks=gpu_blocks,
+            tensor_parallel_size=ranks,
+            cpu_pool=self.cpu_pool,
+            cpu_blocks=cpu_blocks or None,
+            policy=None if policy is None else policy.fact,
+        )
         self._session = Session(self._log, join)
         self._sequences: dict[str, HashedTokens | bytes] = {}
         self._session.join()
@@ -127,6 +152,9 @@ class CacheIndex(IndexView):
         command = commands.Match(self.engine, request, joined, prompt_tokens, limit)
         with self._session.step_of_one() as step:
             answer = self._session.perform(command, Match(request), self._fill_match)
+            if self.cpu_pool is not None:
+                more = commands.BringIn(self.engine, request, joined, limit)
+                self._session.perform(more, answer, self._fill_match)
             self._remember(step, request, sequence)
         return answer
 
@@ -140,7 +168,7 @@ class CacheIndex(IndexView):
             door.request_id(request)
         count = door.whole(blocks, "blocks", least=1, most=POOL_BLOCKS_MAX)
         return self._session.perform(
-            commands.Allocate(self.engine, request, count), Allocation(request), _fill_allocation
+            commands.Allocate(self.engine, request, count), Allocation(request), self._fill_allocation
         )
 
     def recycle(self, request: str | None, blocks: Iterable[int]) -> None:
@@ -222,6 +250,34 @@ class CacheIndex(IndexView):
         with self._session.step_of_one() as step:
             self._session.perform(commands.Release(self.engine, request), None, _fill_nothing)
             self._remember(step, request, None)
+
+    # --- transfers --------------------------------------------------------------------------------------------------
+
+    def wait(self, transfer: str, timeout: float) -> TransferState:
+        """Wait until a transfer has ended, at most `timeout` seconds; others of this engine go on meanwhile.
+
+        Returns:
+            "done", "failed" or "cancelled" with the reason; "under way" when the time was over first. After a failed
+            swap-in the request's path ends before what did not come: `table` is shorter, allocate and compute.
+
+        Raises:
+            UnknownTransfer: never started, or ended too long ago.
+        """
+        seconds = door.seconds(timeout, "timeout")
+        return self._session.wait(door.transfer_id(transfer), seconds)
+
+    def poll(self, transfer: str) -> TransferState:
+        """What this replica knows of a transfer, after applying what has arrived."""
+        return self._session.wait(door.transfer_id(transfer), 0.0)
+
+    def cancel(self, transfer: str, reason: str = "cancelled by its engine") -> None:
+        """Stop wanting the outcome of a transfer this engine started. Blocks a worker may still write are kept apart.
+
+        Raises:
+            UnknownTransfer: not under way, or another engine's.
+        """
+        command = commands.CancelTransfer(self.engine, door.transfer_id(transfer), str(reason)[:REASON_LENGTH_MAX])
+        self._session.perform(command, None, _fill_nothing)
 
     # --- several calls, one commit ----------------------------------------------------------------------------------
 
@@ -319,25 +375,32 @@ class CacheIndex(IndexView):
         else:
             self._sequences[request] = sequence
 
-    def _fill_match(self, state: State, facts: Sequence[Fact], answer: Match) -> None:
+    def _fill_match(self, state: State, _facts: Sequence[Fact], answer: Match) -> None:
+        request = state.engines[self.engine].requests[answer.request]
+        answer.blocks = ranges.ids(request_table(request, self.gpu_pool))
+        answer.tokens = len(answer.blocks) * self.block_size
+        filling = [
+            (node.copies[self.gpu_pool].filling, node.end - node.start)
+            for node in path_nodes(request.leaf)
+            if node.copies[self.gpu_pool].filling is not None
+        ]
+        answer.host_tokens = sum(blocks for _, blocks in filling) * self.block_size
+        answer.waits_for = tuple(dict.fromkeys(transfer for transfer, _ in reversed(filling) if transfer is not None))
+
+    def _fill_allocation(self, state: State, facts: Sequence[Fact], answer: Allocation) -> None:
+        answer.evicted = 0
+        answer.blocks = []
         for fact in facts:
-            if isinstance(fact, PrefixMatched):
-                request = state.engines[self.engine].requests[fact.request]
-                answer.blocks = ranges.ids(request_table(request, self.gpu_pool))
-                answer.tokens = fact.depth * self.block_size
+            if isinstance(fact, CopyEvicted) and fact.pool == self.gpu_pool:
+                answer.evicted += ranges.count(fact.blocks)
+            elif isinstance(fact, BlocksAllocated):
+                answer.blocks = ranges.ids(fact.blocks)
+        under_way = () if answer.blocks else (transfer.id for transfer in transfers_of(state, self.gpu_pool))
+        answer.waits_for = tuple(under_way)
 
     def _fill_extension(self, state: State, facts: Sequence[Fact], answer: Extension) -> None:
         answer.path_blocks = state.engines[self.engine].requests[answer.request].path_blocks
         answer.duplicates = sum(ranges.count(fact.duplicates) for fact in facts if isinstance(fact, PathExtended))
-
-
-def _fill_allocation(_state: State, facts: Sequence[Fact], answer: Allocation) -> None:
-    answer.evicted = 0
-    for fact in facts:
-        if isinstance(fact, CopyEvicted):
-            answer.evicted += ranges.count(fact.blocks)
-        elif isinstance(fact, BlocksAllocated):
-            answer.blocks = ranges.ids(fact.blocks)
 
 
 def _fill_nothing(_state: State, _facts: Sequence[Fact], _answer: object) -> None:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 
 from events.facts import BLOCK_HASH_BYTES
 from statecore import ranges
-from statecore.state import ROOT_ID, Copy, Engine, Node, Pool, State, private_ranges, request_table
+from statecore.state import GPU, ROOT_ID, Copy, Engine, Node, Pool, State, Transfer, private_ranges, request_table
 
 
 def violations(state: State) -> list[str]:
@@ -26,6 +26,8 @@ def violations(state: State) -> list[str]:
         found += _pool(state, pool)
     for engine in state.engines.values():
         found += _engine(engine)
+    for transfer in state.transfers.values():
+        found += _transfer(transfer)
     return found
 
 
@@ -44,6 +46,11 @@ def leaked_blocks(state: State) -> int:
                 owned += engine.held[pool.name].total
             if engine.alive and engine.gpu_pool == pool.name:
                 owned += sum(ranges.count(private_ranges(request)) for request in engine.requests.values())
+        owned += sum(
+            ranges.count(transfer.quarantine)
+            for transfer in state.transfers.values()
+            if transfer.destination == pool.name
+        )
         leaked += pool.blocks - owned
     return leaked
 
@@ -63,8 +70,8 @@ def _tree(state: State) -> list[str]:
             found.append(
                 f"node {node.id} covers blocks {node.start}…{node.end} with {len(node.hashes)} bytes of hashes"
             )
-        if node.id != ROOT_ID and not node.copies:
-            found.append(f"node {node.id} has no copy in any pool")
+        if node.id != ROOT_ID and not node.copies and not node.children:
+            found.append(f"node {node.id} has neither a copy nor a child")
         for key, child in node.children.items():
             if child.parent is not node or child.start != node.end or child.key != key:
                 found.append(f"node {child.id} does not fit below node {node.id}")
@@ -82,7 +89,37 @@ def _expected_refs(state: State) -> Counter[tuple[int, str]]:
             while node.parent is not None:
                 refs[node.id, engine.gpu_pool] += 1
                 node = node.parent
+    for transfer in state.transfers.values():
+        if not transfer.cancelled:
+            for node in _nodes_of(transfer):
+                refs[node.id, transfer.source] += 1
     return refs
+
+
+def _nodes_of(transfer: Transfer) -> list[Node]:
+    nodes = []
+    node: Node | None = transfer.node
+    while node is not None and node.end > transfer.start:
+        nodes.append(node)
+        node = node.parent
+    return nodes
+
+
+def _transfer(transfer: Transfer) -> list[str]:
+    found: list[str] = []
+    where = f"transfer {transfer.id!r}"
+    if transfer.cancelled:
+        return found if ranges.count(transfer.quarantine) == transfer.blocks else [f"{where} lost quarantined blocks"]
+    nodes = _nodes_of(transfer)
+    if transfer.node.end != transfer.end or nodes[-1].start != transfer.start:
+        found.append(f"{where} does not begin and end with runs")
+    for node in nodes:
+        source, destination = node.copies.get(transfer.source), node.copies.get(transfer.destination)
+        if source is None or source.pending is not None:
+            found.append(f"{where} reads node {node.id}, which is not ready")
+        if destination is None or destination.filling != transfer.id:
+            found.append(f"{where} does not fill node {node.id}")
+    return found
 
 
 def _copy(state: State, node: Node, pool: str, copy: Copy, refs: int) -> list[str]:
@@ -98,16 +135,24 @@ def _copy(state: State, node: Node, pool: str, copy: Copy, refs: int) -> list[st
     if copy.branches != branches:
         found.append(f"{where} counts {copy.branches} branches, there are {branches}")
     parent = node.parent
-    if parent is not None and parent.parent is not None:
+    if parent is not None and parent.parent is not None and state.pools[pool].tier == GPU:
         above = parent.copies.get(pool)
         if above is None:
             found.append(f"{where} has no copy above it: the copies of a pool form a prefix")
-        elif above.pending is not None and copy.pending != above.pending:
+        elif above.pending is not None and above.filling is None and copy.pending != above.pending:
             found.append(f"{where} is ready below one that is pending")
-    if copy.pending is not None:
+    if copy.filling is not None:
+        transfer = state.transfers.get(copy.filling)
+        if transfer is None or transfer.cancelled or transfer.destination != pool or copy.pending is None:
+            found.append(f"{where} is filled by {copy.filling!r}, which does not fill it")
+    elif copy.pending is not None:
         engine = state.engines.get(copy.pending)
         if engine is None or not engine.alive or copy.refs == 0:
             found.append(f"{where} is pending for {copy.pending!r}, who will not finish it")
+    if copy.leaving is not None:
+        transfer = state.transfers.get(copy.leaving)
+        if transfer is None or transfer.cancelled or transfer.source != pool:
+            found.append(f"{where} leaves by {copy.leaving!r}, which does not take it")
     if copy.last_used > state.clock:
         found.append(f"{where} was last used at {copy.last_used}, in the future of {state.clock}")
     return found
@@ -122,13 +167,16 @@ def _pool(state: State, pool: Pool) -> list[str]:
         copy = node.copies.get(pool.name)
         if copy is not None:
             owners[f"node {node.id}"] += copy.blocks
-            unpinned += 0 if copy.refs else node.end - node.start
+            unpinned += node.end - node.start if copy.unpinned else 0
     for engine in state.engines.values():
         if pool.name in engine.held:
             owners[f"engine {engine.name!r}"] += engine.held[pool.name]
         if engine.gpu_pool == pool.name:
             for request in engine.requests.values():
                 owners[f"request {request.id!r}"] += private_ranges(request)
+    for transfer in state.transfers.values():
+        if transfer.destination == pool.name:
+            owners[f"transfer {transfer.id!r}"] += transfer.quarantine
     found = []
     spans = sorted((start, length, owner) for owner, spans in owners.items() for start, length in spans)
     expected = 0

@@ -13,6 +13,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MISSING: Final = object()
+_ASSIGNMENT: Final = 3
+"""Length of an entry (object, attribute, value before); others are (inverse, its arguments)."""
 
 
 class Journal:
@@ -21,11 +23,11 @@ class Journal:
     __slots__ = ("_undo",)
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._undo: list[tuple[Any, ...]] = []
 
     def set(self, target: object, name: str, value: object) -> None:
         """Assign an attribute."""
-        self._undo.append((setattr, (target, name, getattr(target, name))))
+        self._undo.append((target, name, getattr(target, name)))
         setattr(target, name, value)
 
     def put(self, mapping: dict[K, V], key: K, value: V) -> None:
@@ -50,8 +52,12 @@ class Journal:
         """Take everything back, newest first."""
         undo = self._undo
         while undo:
-            inverse, arguments = undo.pop()
-            inverse(*arguments)
+            change = undo.pop()
+            if len(change) == _ASSIGNMENT:
+                setattr(*change)
+            else:
+                inverse, arguments = change
+                inverse(*arguments)
 
     def clear(self) -> None:
         """Everything since the last clear stands."""

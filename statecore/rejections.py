@@ -116,6 +116,25 @@ class PathNotCovered(Rejection):
 
 
 @attrs.define(slots=False)
+class PathNotFilled(Rejection):
+    """The path ends with blocks a transfer is still filling: nothing can be computed after them yet."""
+
+    request: str
+    transfer: str
+
+    def __str__(self) -> str:
+        return f"request {self.request!r} waits for transfer {self.transfer!r}; wait for it, or release the request"
+
+
+@attrs.define(slots=False)
+class UnknownTransfer(Rejection):
+    transfer: str
+
+    def __str__(self) -> str:
+        return f"no transfer {self.transfer!r} of this engine is under way: it finished, was cancelled, or never was"
+
+
+@attrs.define(slots=False)
 class PathDiffers(Rejection):
     """The hashes given do not continue the request's path: they are of another sequence."""
 

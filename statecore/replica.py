@@ -12,11 +12,12 @@ from events.errors import CorruptState
 from events.facts import Fact
 from events.ports import Base, Entry
 from statecore.commands import Command
-from statecore.decide import decide
+from statecore.decide import decide, numbered
 from statecore.digest import digest
 from statecore.evolve import evolve
 from statecore.rejections import Rejection
 from statecore.state import State
+from statecore.tiers import react, reacts
 
 
 class Replica:
@@ -71,9 +72,14 @@ class Replica:
     def propose(self, command: Command) -> Sequence[Fact] | Rejection:
         """Decide a command on top of the step and evolve what was decided. A rejection changes nothing."""
         decision = decide(self.state, command)
-        if not isinstance(decision, Rejection):
-            self.redo(decision)
-        return decision
+        if isinstance(decision, Rejection):
+            return decision
+        self.redo(decision)
+        if not reacts(self.state):
+            return decision
+        added = numbered(self.state, react(self.state, decision))
+        self.redo(added)
+        return [*decision, *added]
 
     def redo(self, facts: Iterable[Fact]) -> None:
         """Evolve facts on top of the step. If one does not fit, the whole step is undone."""

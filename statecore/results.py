@@ -6,7 +6,14 @@ once the step has ended (never other counts; see `StepConflict`). Outside a step
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
+
+UNDER_WAY: Final = "under way"
+DONE: Final = "done"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
 
 
 @attrs.define(slots=True)
@@ -17,11 +24,15 @@ class Match:
         request: its id.
         blocks: ids of the cached blocks its table begins with, in token order.
         tokens: how many tokens of the prompt they hold.
+        host_tokens: how many of these are on their way from the host tier, by this match or one before it.
+        waits_for: transfers that must be done before anything is computed after these blocks; empty: now.
     """
 
     request: str
     blocks: list[int] = attrs.Factory(list)
     tokens: int = 0
+    host_tokens: int = 0
+    waits_for: tuple[str, ...] = ()
 
 
 @attrs.define(slots=True)
@@ -29,13 +40,15 @@ class Allocation:
     """Blocks a request (or, with `request` None, the engine) was given.
 
     Attributes:
-        blocks: the new ids, in table order.
+        blocks: the new ids, in table order. Empty: not yet, room is being made; ask again.
         evicted: blocks of cached prefixes that were dropped to make room.
+        waits_for: transfers that are making room; empty when blocks were given.
     """
 
     request: str | None
     blocks: list[int] = attrs.Factory(list)
     evicted: int = 0
+    waits_for: tuple[str, ...] = ()
 
 
 @attrs.define(slots=True)
@@ -50,3 +63,26 @@ class Extension:
     request: str
     path_blocks: int = 0
     duplicates: int = 0
+
+
+@attrs.frozen(slots=True)
+class TransferState:
+    """What is known of a transfer.
+
+    Attributes:
+        state: "under way", "done", "failed" or "cancelled".
+        reason: why it failed or was cancelled.
+    """
+
+    transfer: str
+    state: str
+    reason: str = ""
+
+    @property
+    def done(self) -> bool:
+        """The bytes are where they should be."""
+        return self.state == DONE
+
+    @property
+    def under_way(self) -> bool:
+        return self.state == UNDER_WAY

@@ -5,15 +5,17 @@ its facts wrong, and **touches** it when one of its facts could make another's d
 a decision taken without knowing that blocks became free, ready or unpinned still holds. Engines count as pools; every
 commit checks and touches its own engine.
 
-| fact                            | checks       | touches      | because                                               |
-|---------------------------------|--------------|--------------|-------------------------------------------------------|
-| IndexCreated, PoolAdded         | index        | index        | created once                                          |
-| EngineJoined, EngineLeft/Lost   | engine, pool | engine, pool | ends requests, may drop unfinished copies             |
-| PrefixMatched, a hit            | pool         | pool         | pins copies that another might evict                  |
-| PrefixMatched, a miss           |              |              | holds whatever happens                                |
-| BlocksAllocated, CopyEvicted    | pool         | pool         | takes                                                 |
-| PathExtended                    | pool         | pool         | which blocks are duplicates depends on the copies     |
-| BlocksRecycled, PathReady, RequestReleased |   |              | gives back                                            |
+| fact                                       | checks       | touches      | because                                    |
+|--------------------------------------------|--------------|--------------|--------------------------------------------|
+| IndexCreated, PoolAdded, PolicyChosen      | index        | index        | created once                               |
+| EngineJoined, EngineLeft, EngineLost       | engine, pool | engine, pool | ends requests, may drop unfinished copies  |
+| PrefixMatched, a hit                       | pool         | pool         | pins copies that another might evict       |
+| PrefixMatched, a miss                      |              |              | holds whatever happens                     |
+| BlocksAllocated, CopyEvicted               | pool         | pool         | takes                                      |
+| PathExtended                               | pool         | pool         | what is a duplicate depends on the copies  |
+| TransferStarted, TransferCancelled         | both pools   | both pools   | takes in one, pins in the other            |
+| TransferFinished                           |              | `finish_touches` | appended at whatever the head is       |
+| BlocksRecycled, PathReady, RequestReleased |              |              | gives back                                 |
 """
 
 from __future__ import annotations
@@ -31,12 +33,17 @@ from events.facts import (
     IndexCreated,
     PathExtended,
     PathReady,
+    PolicyChosen,
     PoolAdded,
     PrefixMatched,
     RequestReleased,
+    TransferCancelled,
+    TransferStarted,
 )
+from events.jobs import TransferJob, encode_job
 from events.keys import INDEX_SCOPE, engine_scope, pool_scope
-from statecore.state import State
+from events.ports import Job
+from statecore.state import SWAP_IN, SWAP_OUT, State
 
 
 def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ...]:
@@ -60,9 +67,30 @@ def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ..
             case EngineJoined() | EngineLeft() | EngineLost():
                 scopes.add(engine_scope(fact.engine))
                 scopes.add(pool_scope(state.engines[fact.engine].gpu_pool))
-            case IndexCreated() | PoolAdded():
+            case TransferStarted():
+                scopes.add(pool_scope(fact.source))
+                scopes.add(pool_scope(fact.destination))
+            case TransferCancelled():
+                transfer = state.transfers.get(fact.transfer)
+                if transfer is not None:
+                    scopes.add(pool_scope(transfer.source))
+                    scopes.add(pool_scope(transfer.destination))
+            case IndexCreated() | PoolAdded() | PolicyChosen():
                 scopes.add(INDEX_SCOPE)
     return tuple(sorted(scopes))
+
+
+def finish_touches(fact: TransferStarted) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The scopes a worker's finish moves: when it went well, and when it failed. A finish checks none.
+
+    A swap-out that went well takes the source copy, which another may be matching. A swap-in that failed cuts back the
+    paths of its engine. Everything else only gives.
+    """
+    if fact.kind == SWAP_OUT:
+        return (pool_scope(fact.source),), ()
+    if fact.kind == SWAP_IN:
+        return (), (pool_scope(fact.destination), engine_scope(fact.engine))
+    return (), ()
 
 
 def fences_of(facts: Sequence[Fact]) -> tuple[tuple[str, int], ...]:
@@ -75,3 +103,25 @@ def fences_of(facts: Sequence[Fact]) -> tuple[tuple[str, int], ...]:
             case EngineLeft() | EngineLost():
                 fences[fact.engine] = fact.session + 1
     return tuple(fences.items())
+
+
+def jobs_of(state: State, facts: Sequence[Fact]) -> tuple[Job, ...]:
+    """The jobs that go out with a commit: one per transfer it starts."""
+    jobs = []
+    for fact in facts:
+        if isinstance(fact, TransferStarted):
+            touches_ok, touches_failed = finish_touches(fact)
+            job = TransferJob(
+                transfer=fact.transfer,
+                kind=fact.kind,
+                source=fact.source,
+                source_blocks=fact.source_blocks,
+                destination=fact.destination,
+                destination_blocks=fact.destination_blocks,
+                ranks=state.engines[fact.engine].tensor_parallel_size,
+                touches_ok=touches_ok,
+                touches_failed=touches_failed,
+            )
+            pool = fact.destination if fact.kind == SWAP_IN else fact.source
+            jobs.append(Job(pool, fact.transfer, encode_job(job)))
+    return tuple(jobs)

@@ -23,14 +23,16 @@ from typing import Any, TypeVar
 
 import attrs
 
-from events.errors import CorruptState, OutcomeUnknown, Unavailable
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 from events.facts import EngineJoined, Fact
 from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Entry, Fenced, Log
-from statecore.commands import Command, Join, Leave, Match
-from statecore.rejections import Contended, Rejection, SessionOver, StepConflict
+from statecore.commands import BringIn, Command, Join, Leave, Match
+from statecore.outcomes import Outcomes
+from statecore.rejections import Contended, Rejection, SessionOver, StepConflict, UnknownTransfer
 from statecore.replica import Replica
+from statecore.results import UNDER_WAY, TransferState
 from statecore.results import Match as Matched
-from statecore.scopes import fences_of, scopes_of
+from statecore.scopes import fences_of, jobs_of, scopes_of
 from statecore.state import State
 
 Answer = TypeVar("Answer")
@@ -102,6 +104,7 @@ class Session:
         self._step: Step | None = None
         self._doubt: _Doubt | None = None
         self._end: SessionOver | CorruptState | None = None
+        self._outcomes = Outcomes()
         self.number = 0
         self.commits = 0
         self.conflicts = 0
@@ -184,6 +187,37 @@ class Session:
         """Ask the replica something; waits for nobody's commit."""
         with self._guard:
             return query(self._replica.state)
+
+    def transfer(self, transfer: str) -> TransferState:
+        """What is known of a transfer.
+
+        Raises:
+            UnknownTransfer: never started, or ended too long ago.
+        """
+        with self._guard:
+            ended = self._outcomes.get(transfer)
+            if ended is not None:
+                return ended
+            if transfer in self._replica.state.transfers:
+                return TransferState(transfer, UNDER_WAY)
+            raise UnknownTransfer(transfer)
+
+    def wait(self, transfer: str, timeout_s: float) -> TransferState:
+        """Wait until a transfer has ended, holding nothing meanwhile; "under way" when the time is over first."""
+        for left in self._log.until(timeout_s):
+            with self._turn:
+                if self._step is not None:
+                    raise InvalidInput(
+                        f"transfer {transfer!r} cannot end before the step at hand has; wait outside of it"
+                    )
+                self._require_usable()
+                self._catch_up()
+                known = self.transfer(transfer)
+                after = self._replica.state.position
+            if not known.under_way:
+                return known
+            self._log.wait(after, left)
+        return self.transfer(transfer)
 
     def digest(self) -> str:
         with self._turn, self._guard:
@@ -271,6 +305,7 @@ class Session:
             checks=scopes,
             touches=scopes,
             fences=fences_of(facts),
+            jobs=jobs_of(self._replica.state, facts),
         )
         return commit, self._replica.base
 
@@ -290,37 +325,42 @@ class Session:
             )
         if reply.missed or step is not self._step:
             replica.undo()
-            replica.apply_all(reply.missed)
+            self._apply(reply.missed)
             replica.redo(commit.facts)
         replica.settle(reply.position, commit.id)
+        self._outcomes.note(commit.facts)
         step.position = reply.position
         self.number = commit.session
         self.commits += 1
 
     def _decide_again(self, step: Step, missed: tuple[Entry, ...]) -> None:
         self._replica.undo()
-        self._replica.apply_all(missed)
+        self._apply(missed)
         self._require_alive()
         step._facts.clear()
+        told = {
+            id(operation.answer): len(operation.answer.blocks)
+            for operation in step._operations
+            if step._explicit and isinstance(operation.answer, Matched)
+        }
         for operation in step._operations:
-            self._repeat(step, operation)
+            self._repeat(step, operation, told.get(id(operation.answer)))
+        for operation in step._operations:
+            answer = operation.answer
+            if isinstance(answer, Matched) and len(answer.blocks) < told.get(id(answer), 0):
+                left = f"{len(answer.blocks)} of {told[id(answer)]} blocks are left"
+                raise StepConflict(f"match of request {answer.request!r}", left)
 
-    def _repeat(self, step: Step, operation: _Operation) -> None:
+    def _repeat(self, step: Step, operation: _Operation, told: int | None) -> None:
         """Decide a call again. In a step of several, the caller may have computed with the answer: counts must stay."""
-        command, answer = operation.command, operation.answer
-        told = None
-        if step._explicit and isinstance(command, Match) and isinstance(answer, Matched):
-            told = len(answer.blocks)
+        command = operation.command
+        if told is not None and isinstance(command, Match | BringIn):
             command = attrs.evolve(command, limit=told)
         facts = self._replica.propose(command)
         if isinstance(facts, Rejection):
-            raise StepConflict(str(command), str(facts)) if step._explicit else facts
+            raise StepConflict(type(command).__name__, str(facts)) if step._explicit else facts
         step._facts.extend(facts)
-        operation.fill(self._replica.state, facts, answer)
-        if told is not None and isinstance(answer, Matched) and len(answer.blocks) < told:
-            raise StepConflict(
-                f"match of request {answer.request!r}", f"{len(answer.blocks)} of {told} blocks are left"
-            )
+        operation.fill(self._replica.state, facts, operation.answer)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         try:
@@ -328,6 +368,15 @@ class Session:
         except CorruptState as error:
             self._end = error
             raise
+        for entry in entries:
+            self._outcomes.note(entry.facts)
+
+    def _catch_up(self) -> None:
+        if self._log.following:
+            self._catch_up_with_arrived()
+        else:
+            self.refresh()
+            self._require_alive()
 
     def _catch_up_with_arrived(self) -> None:
         for entry in self._log.arrived():

@@ -9,20 +9,23 @@ the position. Nothing here iterates in an order the outside could influence, exc
 
 **Life of a copy** (per node and pool):
 
-| is        | means                                   | may be matched by   | may be evicted                |
-|-----------|-----------------------------------------|---------------------|-------------------------------|
-| pending   | its bytes are being computed            | its engine          | no                            |
-| ready     | its bytes are there                     | engines of its pool | when no ref, no branch below  |
+| is       | means                                                   | may be matched by   | may be evicted               |
+|----------|---------------------------------------------------------|---------------------|------------------------------|
+| pending  | its bytes are being computed, by the engine named       | its engine          | no                           |
+| filling  | pending, and a transfer brings the bytes                | its engine          | no                           |
+| ready    | its bytes are there                                     | engines of its pool | when no ref, no branch below |
+| leaving  | ready, and being swapped out; dropped when that is done | engines of its pool | no: the transfer is a ref    |
+|          | unless a request uses it by then (*rescue*)             |                     |                              |
 """
 
 from __future__ import annotations
 
-import heapq
 from typing import Final
 
-from events.facts import BLOCK_HASH_BYTES, BlockRanges
+from events.facts import BLOCK_HASH_BYTES, BlockRanges, TransferStarted
 from statecore import ranges
 from statecore.blockset import BlockSet
+from statecore.eviction_order import EvictionOrder
 from statecore.journal import Journal
 
 ROOT_ID: Final = 0
@@ -30,30 +33,55 @@ GPU: Final = "gpu"
 CPU: Final = "cpu"
 TIERS: Final = (GPU, CPU)
 
+WRITE_BACK: Final = "write_back"
+WRITE_THROUGH: Final = "write_through"
+WRITE_POLICIES: Final = (WRITE_BACK, WRITE_THROUGH)
+
+SWAP_OUT: Final = "swap_out"
+SWAP_IN: Final = "swap_in"
+KINDS: Final = (SWAP_OUT, WRITE_THROUGH, SWAP_IN)
+
 
 class Copy:
     """A node's blocks in one pool.
 
     Attributes:
         blocks: ids of the run, in token order.
-        refs: live requests of that pool whose path covers it.
+        refs: live requests of that pool whose path covers it, and transfers reading it.
         branches: child nodes that have a copy in the same pool.
         last_used: position of the commit that last matched or released it.
-        pending: the engine that is computing it, or None when the bytes are there.
+        pending: the engine that sees to its bytes, or None when they are there.
+        filling: the transfer that brings the bytes, or None.
+        leaving: the swap-out at whose end it is dropped, or None.
     """
 
-    __slots__ = ("blocks", "branches", "last_used", "pending", "refs")
+    __slots__ = ("blocks", "branches", "filling", "last_used", "leaving", "pending", "refs")
 
-    def __init__(self, blocks: BlockRanges, refs: int, branches: int, last_used: int, pending: str | None) -> None:
+    def __init__(
+        self,
+        blocks: BlockRanges,
+        refs: int,
+        branches: int,
+        last_used: int,
+        pending: str | None,
+        filling: str | None = None,
+        leaving: str | None = None,
+    ) -> None:
         self.blocks = blocks
         self.refs = refs
         self.branches = branches
         self.last_used = last_used
         self.pending = pending
+        self.filling = filling
+        self.leaving = leaving
+
+    @property
+    def unpinned(self) -> bool:
+        return self.refs == 0 and self.pending is None
 
     @property
     def evictable(self) -> bool:
-        return self.refs == 0 and self.branches == 0 and self.pending is None
+        return self.refs == 0 and self.pending is None and self.branches == 0
 
 
 class Node:
@@ -76,66 +104,28 @@ class Node:
         return self.hashes[:BLOCK_HASH_BYTES]
 
 
-class EvictionOrder:
-    """The evictable copies of one pool, least recently used first, deeper first among equals.
-
-    A heap whose stale entries are skipped when they surface: an entry counts only if its node still has an evictable
-    copy last used at the entry's position. Entries skipped during an unfinished step come back if the step is undone.
-    """
-
-    __slots__ = ("_heap", "_pool", "_skipped")
-
-    def __init__(self, pool: str) -> None:
-        self._pool = pool
-        self._heap: list[tuple[int, int, int]] = []
-        self._skipped: list[tuple[int, int, int]] = []
-
-    def offer(self, node: Node, copy: Copy) -> None:
-        """A copy became evictable."""
-        heapq.heappush(self._heap, (copy.last_used, -node.end, node.id))
-
-    def pop(self, nodes: dict[int, Node]) -> Node | None:
-        """The next candidate, or None. Give it back with `offer` unless it is evicted."""
-        heap = self._heap
-        while heap:
-            entry = heapq.heappop(heap)
-            self._skipped.append(entry)
-            node = nodes.get(entry[2])
-            if node is not None:
-                copy = node.copies.get(self._pool)
-                if copy is not None and copy.last_used == entry[0] and copy.evictable:
-                    return node
-        return None
-
-    def settle(self, nodes: dict[int, Node]) -> None:
-        """The step stands. Stale entries go for good; a heap that is mostly stale is built anew."""
-        self._skipped.clear()
-        if len(self._heap) > 64 + 4 * len(nodes):
-            self._heap = sorted({entry for entry in self._heap if self._is_current(entry, nodes)})
-
-    def restore(self) -> None:
-        """The step is undone: what it skipped counts again."""
-        for entry in self._skipped:
-            heapq.heappush(self._heap, entry)
-        self._skipped.clear()
-
-    def _is_current(self, entry: tuple[int, int, int], nodes: dict[int, Node]) -> bool:
-        node = nodes.get(entry[2])
-        copy = None if node is None else node.copies.get(self._pool)
-        return copy is not None and copy.last_used == entry[0] and copy.evictable
-
-
 class Pool:
     """The blocks of one memory.
 
     Attributes:
         blocks: their number.
         free: those that belong to nobody.
-        unpinned: blocks of copies no request pins: what eviction could free.
+        unpinned: blocks of ready copies nobody pins: what eviction could free, now or after what is below them.
         evicted: blocks dropped from copies so far.
+        arrived, rescued: blocks that transfers brought here so far; that were to leave but were used again in time.
     """
 
-    __slots__ = ("blocks", "evicted", "eviction_order", "free", "name", "tier", "unpinned")
+    __slots__ = (
+        "arrived",
+        "blocks",
+        "evicted",
+        "eviction_order",
+        "free",
+        "name",
+        "rescued",
+        "tier",
+        "unpinned",
+    )
 
     def __init__(self, name: str, tier: str, blocks: int) -> None:
         self.name = name
@@ -144,6 +134,8 @@ class Pool:
         self.free = BlockSet(((0, blocks),))
         self.unpinned = 0
         self.evicted = 0
+        self.arrived = 0
+        self.rescued = 0
         self.eviction_order = EvictionOrder(name)
 
 
@@ -178,7 +170,9 @@ class Engine:
         session: number of its present or last life; 0 before the first.
         alive: whether that life goes on.
         held: blocks that are its own without a request, per pool.
+        transfers: how many it has started; the next one's number.
         requests_seen, requests_hit, prompt_tokens, matched_tokens: counters over all lives.
+        host_tokens: those of the matched tokens that came from the host tier.
     """
 
     __slots__ = (
@@ -186,6 +180,7 @@ class Engine:
         "cpu_pool",
         "gpu_pool",
         "held",
+        "host_tokens",
         "matched_tokens",
         "name",
         "prompt_tokens",
@@ -194,6 +189,7 @@ class Engine:
         "requests_seen",
         "session",
         "tensor_parallel_size",
+        "transfers",
     )
 
     def __init__(self, name: str) -> None:
@@ -209,12 +205,56 @@ class Engine:
         self.requests_hit = 0
         self.prompt_tokens = 0
         self.matched_tokens = 0
+        self.host_tokens = 0
+        self.transfers = 0
+
+
+class Transfer:
+    """A movement of bytes that is under way.
+
+    Attributes:
+        node, start, end: the blocks `start` … `end`-1 of the path that ends at `node` (whose lower end never moves).
+        cancelled: nobody wants the outcome; `quarantine` holds destination blocks a worker may still write.
+    """
+
+    __slots__ = (
+        "cancelled",
+        "destination",
+        "end",
+        "engine",
+        "id",
+        "kind",
+        "node",
+        "quarantine",
+        "ranks",
+        "source",
+        "start",
+    )
+
+    def __init__(self, started: TransferStarted, node: Node, ranks: int) -> None:
+        self.id = started.transfer
+        self.kind = started.kind
+        self.engine = started.engine
+        self.node = node
+        self.start = started.start
+        self.end = started.end
+        self.source = started.source
+        self.destination = started.destination
+        self.ranks = ranks
+        self.cancelled = False
+        self.quarantine: BlockRanges = ()
+
+    @property
+    def blocks(self) -> int:
+        return self.end - self.start
 
 
 class State:
     """Everything. `position` and `last_commit_id` name the end of the history it is the outcome of.
 
     Attributes:
+        transfers: those under way, by id.
+        ignored_finishes: results that came for transfers nobody knows any more.
         clock: position of the commit being applied or decided; what "last used" is measured in.
         nodes: every node by id, the root (id 0, no blocks) included.
         next_node: id the next node gets.
@@ -228,7 +268,10 @@ class State:
         "clock",
         "committed_nodes",
         "engines",
+        "free_high",
+        "free_low",
         "hash_scheme",
+        "ignored_finishes",
         "journal",
         "last_commit_id",
         "next_node",
@@ -238,6 +281,8 @@ class State:
         "pools",
         "position",
         "root",
+        "transfers",
+        "write_policy",
     )
 
     def __init__(self) -> None:
@@ -246,6 +291,11 @@ class State:
         self.position = 0
         self.last_commit_id = ""
         self.clock = 1
+        self.write_policy = WRITE_BACK
+        self.free_low = 0
+        self.free_high = 0
+        self.transfers: dict[str, Transfer] = {}
+        self.ignored_finishes = 0
         self.pools: dict[str, Pool] = {}
         self.engines: dict[str, Engine] = {}
         self.root = Node(ROOT_ID, None, 0, b"")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from events.errors import CorruptState
 from events.facts import BLOCK_HASH_BYTES, BlockRanges
 from statecore import ranges
-from statecore.state import ROOT_ID, Copy, Node, Pool, State
+from statecore.state import GPU, ROOT_ID, Copy, Node, Pool, State
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -57,6 +57,15 @@ def path_nodes(leaf: Node) -> Iterator[Node]:
     while node.parent is not None:
         yield node
         node = node.parent
+
+
+def filling_on(leaf: Node, pool: str) -> str | None:
+    """The transfer that still brings a part of the path, if one does."""
+    for node in path_nodes(leaf):
+        filling = node.copies[pool].filling
+        if filling is not None:
+            return filling
+    return None
 
 
 def place(state: State, node: Node) -> int:
@@ -105,7 +114,7 @@ def _split(state: State, lower: Node, depth: int) -> Node:
     upper = Node(_new_id(state), parent, lower.start, lower.hashes[: blocks * BLOCK_HASH_BYTES])
     for pool, copy in lower.copies.items():
         head, tail = ranges.split(copy.blocks, blocks)
-        upper.copies[pool] = Copy(head, copy.refs, 1, copy.last_used, copy.pending)
+        upper.copies[pool] = Copy(head, copy.refs, 1, copy.last_used, copy.pending, copy.filling, copy.leaving)
         journal.set(copy, "blocks", tail)
     journal.put(state.nodes, upper.id, upper)
     journal.put(parent.children, upper.key, upper)
@@ -126,9 +135,20 @@ def _new_id(state: State) -> int:
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-def add_copy(state: State, node: Node, pool: Pool, blocks: BlockRanges, engine: str) -> None:
-    """A pending copy, pinned by the request that brings its blocks."""
-    state.journal.put(node.copies, pool.name, Copy(blocks, 1, 0, state.clock, engine))
+def add_copy(
+    state: State,
+    node: Node,
+    pool: Pool,
+    blocks: BlockRanges,
+    *,
+    refs: int,
+    pending: str,
+    filling: str | None = None,
+) -> None:
+    """A copy whose bytes are not there yet: `pending` names the engine that computes them or has them brought."""
+    branches = 0 if pool.tier == GPU else sum(pool.name in child.copies for child in node.children.values())
+    copy = Copy(blocks, refs, branches, state.clock, pending, filling)
+    state.journal.put(node.copies, pool.name, copy)
     _count_branch(state, pool, node, +1)
 
 
@@ -141,31 +161,62 @@ def pin(state: State, pool: Pool, leaf: Node) -> None:
 def pin_copy(state: State, pool: Pool, node: Node) -> None:
     """One more request covers this node."""
     copy, journal = node.copies[pool.name], state.journal
-    if copy.refs == 0:
+    if copy.refs == 0 and copy.pending is None:
         journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start))
     journal.set(copy, "refs", copy.refs + 1)
     journal.set(copy, "last_used", state.clock)
 
 
-def unpin(state: State, pool: Pool, leaf: Node) -> None:
-    """One request less covers the path to `leaf`."""
-    journal, clock = state.journal, state.clock
-    for node in path_nodes(leaf):
-        copy = node.copies[pool.name]
+def unpin(state: State, pool: Pool, leaf: Node, above: int = 0) -> None:
+    """One request less covers the path from `leaf` up to depth `above`."""
+    journal, clock, name = state.journal, state.clock, pool.name
+    node = leaf
+    while node.parent is not None and node.end > above:
+        copy = node.copies[name]
         assert copy.refs > 0, f"node {node.id} is unpinned more often than pinned"
         journal.set(copy, "refs", copy.refs - 1)
         journal.set(copy, "last_used", clock)
-        if copy.refs == 0:
+        if copy.refs == 0 and copy.pending is None:
             journal.set(pool, "unpinned", pool.unpinned + (node.end - node.start))
-            if copy.evictable:
+            if copy.branches == 0:
                 pool.eviction_order.offer(node, copy)
+        node = node.parent
+
+
+def add_ref(state: State, pool: Pool, node: Node, change: int) -> None:
+    """A request or a transfer begins (+1) or ends (-1) to use a copy."""
+    copy = node.copies[pool.name]
+    assert copy.refs + change >= 0, f"node {node.id} is unpinned more often than pinned"
+    before = copy.unpinned
+    state.journal.set(copy, "refs", copy.refs + change)
+    _recount(state, pool, node, copy, before)
+
+
+def set_ready(state: State, pool: Pool, node: Node) -> None:
+    """The bytes of a copy are there."""
+    copy, journal = node.copies[pool.name], state.journal
+    before = copy.unpinned
+    journal.set(copy, "pending", None)
+    if copy.filling is not None:
+        journal.set(copy, "filling", None)
+    _recount(state, pool, node, copy, before)
+
+
+def _recount(state: State, pool: Pool, node: Node, copy: Copy, before: bool) -> None:
+    """Keep what the pool counts as unpinned, and offer what became evictable."""
+    after = copy.unpinned
+    if after != before:
+        blocks = node.end - node.start
+        state.journal.set(pool, "unpinned", pool.unpinned + (blocks if after else -blocks))
+    if after and copy.branches == 0:
+        pool.eviction_order.offer(node, copy)
 
 
 def drop_unfinished(state: State, pool: Pool, leaf: Node) -> BlockRanges:
     """Drop the pending copies at the end of a path that no request covers any more; their bytes never came."""
     dropped: BlockRanges = ()
     for node in unfinished(leaf, pool.name, refs=0):
-        dropped = ranges.join(_remove_copy(state, pool, node), dropped)
+        dropped = ranges.join(remove_copy(state, pool, node), dropped)
     return dropped
 
 
@@ -174,7 +225,12 @@ def unfinished(leaf: Node, pool: str, refs: int) -> list[Node]:
     nodes: list[Node] = []
     for node in path_nodes(leaf):
         copy = node.copies[pool]
-        if copy.pending is None or copy.refs != refs or copy.branches != (1 if nodes else 0):
+        if (
+            copy.pending is None
+            or copy.filling is not None
+            or copy.refs != refs
+            or copy.branches != (1 if nodes else 0)
+        ):
             break
         nodes.append(node)
     return nodes
@@ -183,10 +239,9 @@ def unfinished(leaf: Node, pool: str, refs: int) -> list[Node]:
 def mark_ready(state: State, pool: Pool, node: Node) -> None:
     """The bytes from the root to the end of `node` are there. Pending copies are always the lower end of a path."""
     for covered in path_nodes(node):
-        copy = covered.copies[pool.name]
-        if copy.pending is None:
+        if covered.copies[pool.name].pending is None:
             return
-        state.journal.set(copy, "pending", None)
+        set_ready(state, pool, covered)
 
 
 def drop_tail(state: State, pool: Pool, node: Node, blocks: int) -> tuple[Node, BlockRanges]:
@@ -205,7 +260,7 @@ def drop_tail(state: State, pool: Pool, node: Node, blocks: int) -> tuple[Node, 
             blocks = 0
         else:
             assert node.parent is not None
-            ids, node = _remove_copy(state, pool, node), node.parent
+            ids, node = remove_copy(state, pool, node), node.parent
             blocks -= run
         dropped = ranges.join(ids, dropped)
     return node, dropped
@@ -213,10 +268,9 @@ def drop_tail(state: State, pool: Pool, node: Node, blocks: int) -> tuple[Node, 
 
 def _drop_part(state: State, pool: Pool, node: Node, kept: int) -> tuple[Node, BlockRanges]:
     """Keep the first `kept` blocks of a copy. Returns the node that ends there, and the ids that went."""
-    if len(node.copies) > 1:
+    if len(node.copies) > 1 or node.children:
         upper = _split(state, node, node.start + kept)
-        return upper, _remove_copy(state, pool, node)
-    assert not node.children, "a child holds a copy in some pool, and so does its parent then"
+        return upper, remove_copy(state, pool, node)
     journal, copy = state.journal, node.copies[pool.name]
     head, tail = ranges.split(copy.blocks, kept)
     journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start - kept))
@@ -226,20 +280,26 @@ def _drop_part(state: State, pool: Pool, node: Node, kept: int) -> tuple[Node, B
     return node, tail
 
 
-def _remove_copy(state: State, pool: Pool, node: Node) -> BlockRanges:
-    """Take an unpinned copy off its node; the node goes with its last copy."""
+def remove_copy(state: State, pool: Pool, node: Node) -> BlockRanges:
+    """Take a copy nobody uses off its node; the node goes with its last copy. Returns the ids."""
     journal, copy = state.journal, node.copies[pool.name]
+    assert copy.refs == 0, f"node {node.id} is dropped from pool {pool.name!r} with {copy.refs} refs"
     journal.drop(node.copies, pool.name)
-    journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start))
+    if copy.unpinned:
+        journal.set(pool, "unpinned", pool.unpinned - (node.end - node.start))
     _count_branch(state, pool, node, -1)
-    if not node.copies:
-        parent = node.parent
-        assert parent is not None
-        assert not node.children, "a child holds a copy in some pool, and so does its parent then"
-        journal.drop(parent.children, node.key)
-        journal.drop(state.nodes, node.id)
-        state.places[:] = [parent if where is node else where for where in state.places]
+    _remove_empty(state, node)
     return copy.blocks
+
+
+def _remove_empty(state: State, node: Node) -> None:
+    """A node goes when it has neither copies nor children; then its parent may have to go too."""
+    while not node.copies and not node.children and node.parent is not None:
+        parent = node.parent
+        state.journal.drop(parent.children, node.key)
+        state.journal.drop(state.nodes, node.id)
+        state.places[:] = [parent if where is node else where for where in state.places]
+        node = parent
 
 
 def _count_branch(state: State, pool: Pool, node: Node, change: int) -> None:
@@ -248,7 +308,10 @@ def _count_branch(state: State, pool: Pool, node: Node, change: int) -> None:
     assert parent is not None
     if parent.parent is None:
         return
-    copy = parent.copies[pool.name]
+    copy = parent.copies.get(pool.name)
+    if copy is None:
+        assert pool.tier != GPU, "the copies of a GPU pool form a prefix"
+        return
     state.journal.set(copy, "branches", copy.branches + change)
     if copy.evictable:
         pool.eviction_order.offer(parent, copy)

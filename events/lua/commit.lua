@@ -3,6 +3,7 @@
 -- KEYS  1 log    stream  entry id <position>-0
 --       2 head   hash    position, commit (id of the last one), layout, and per scope the position that last touched it
 --       3 fence  hash    engine -> lowest session that may append
+--       4..      stream  of each job, in order: the jobs of its GPU pool
 --
 -- ARGV  1 layout           version of the key layout the caller speaks
 --       2 engine           3 session
@@ -12,6 +13,7 @@
 --       14 number of checks, then that many scopes
 --          number of touches, then that many scopes
 --          number of fences, then that many pairs: engine, lowest session
+--          per job: transfer id, body
 --
 -- Replies (arrays; numbers as strings, because Lua's are doubles):
 --   {"appended", position, missed...}      missed: entries {id, {field, value, ...}} between base and this commit
@@ -97,6 +99,10 @@ if base < position then
   end
 end
 
+for i = 4, #KEYS do
+  redis.call('XLEN', KEYS[i]) -- a key of another type stops the script here, before the first write
+end
+
 local new = string.format('%.0f', position + 1)
 redis.call('XADD', log, new .. '-0',
   'previous', known[2] or '', 'commit', ARGV[7], 'author', ARGV[8], 'at', ARGV[9], 'schema', ARGV[10],
@@ -110,5 +116,9 @@ end
 redis.call('HSET', head, unpack(updates))
 if #fences > 0 then
   redis.call('HSET', fence, unpack(fences))
+end
+for i = 4, #KEYS do
+  redis.call('XADD', KEYS[i], '*', 'transfer', ARGV[cursor], 'body', ARGV[cursor + 1])
+  cursor = cursor + 2
 end
 return reply('appended', new)

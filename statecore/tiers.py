@@ -1,0 +1,251 @@
+"""Deciding across tiers: what a victim becomes, what is fetched from the host, what is written there early.
+
+Owns the policies. Reads only; transfers get their numbers in `decide.py`, when the decision is complete.
+A GPU pool that needs room gives up its least recently used copies, leaf first:
+
+| the victim                       | becomes                                                              |
+|----------------------------------|----------------------------------------------------------------------|
+| has a copy in the host pool too   | dropped at once: it can be fetched back                             |
+| has none, the host can make room | swapped out: its blocks are free when the workers are done           |
+| has none, the host cannot        | dropped                                                              |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from events.facts import (
+    BLOCK_HASH_BYTES,
+    BlockRanges,
+    BlocksAllocated,
+    CopyEvicted,
+    Fact,
+    PathReady,
+    TransferStarted,
+)
+from statecore import ranges, tree
+from statecore.eviction import Victim, choose_victims, eviction
+from statecore.state import SWAP_IN, SWAP_OUT, WRITE_THROUGH, Engine, Node, Pool, Request, State, Transfer
+
+
+@attrs.define(slots=True)
+class Room:
+    """What making room comes to.
+
+    Attributes:
+        facts: in order.
+        freed: GPU blocks that are free as soon as the facts hold, as ranges.
+        leaving: how many more will be when the transfers among the facts are done.
+    """
+
+    facts: list[TransferStarted | CopyEvicted] = attrs.Factory(list)
+    freed: list[tuple[int, int]] = attrs.Factory(list)
+    leaving: int = 0
+
+
+def make_room(state: State, engine: Engine, deficit: int) -> Room:
+    """Give up copies of `deficit` blocks of the engine's GPU pool, or as many as can go now."""
+    pool = state.pools[engine.gpu_pool]
+    host = _host(state, engine)
+    room = Room()
+    victims = choose_victims(state, pool, deficit)
+    swapped: list[Victim] = []
+    if host is not None:
+        dirty = [victim for victim in victims if not _is_clean(victim.node, host)]
+        swapped, room.facts = _swap_out(state, engine, host, dirty, SWAP_OUT)
+        room.leaving = sum(victim.count for victim in swapped)
+    held: set[int] = set()  # nodes above one that stays for now: they cannot be dropped before it is gone
+    for victim in victims:
+        if victim in swapped or victim.node.id in held:
+            assert victim.node.parent is not None
+            held.add(victim.node.parent.id)
+        else:
+            room.facts.append(eviction(state, pool, victim))
+            room.freed += victim.blocks
+    return room
+
+
+def reacts(state: State) -> bool:
+    """Whether the index's policy ever adds to a decision."""
+    return state.free_low > 0 or state.write_policy == WRITE_THROUGH
+
+
+def react(state: State, facts: Sequence[Fact]) -> list[Fact]:
+    """What the index's policy adds to a decision that has just been evolved. `facts` are the last of the commit so far."""
+    added: list[Fact] = []
+    first = len(state.places) - len(facts)
+    for number, fact in enumerate(facts, first):
+        if isinstance(fact, PathReady) and state.write_policy == WRITE_THROUGH:
+            added += _write_through(state, state.engines[fact.engine], state.places[number])
+            break  # one batch of host blocks a decision; what it leaves out is written at the next
+        if isinstance(fact, BlocksAllocated) and state.free_low:
+            added += _keep_watermark(state, state.engines[fact.engine])
+            break
+    return added
+
+
+def _keep_watermark(state: State, engine: Engine) -> list[TransferStarted | CopyEvicted]:
+    """Start swap-outs before the pool is empty."""
+    pool, host = state.pools[engine.gpu_pool], _host(state, engine)
+    available = pool.free.total + outgoing_blocks(state, pool)
+    if host is None or available * 100 >= pool.blocks * state.free_low:
+        return []
+    wanted = -(-pool.blocks * state.free_high // 100) - available
+    dirty = [victim for victim in choose_victims(state, pool, wanted) if not _is_clean(victim.node, host)]
+    return _swap_out(state, engine, host, dirty, SWAP_OUT)[1]
+
+
+def _write_through(state: State, engine: Engine, leaf: Node | None) -> list[TransferStarted | CopyEvicted]:
+    """Copies for what is ready on the path to `leaf`, where the host has none and can make room."""
+    host = _host(state, engine)
+    if host is None or leaf is None:
+        return []
+    fresh = [
+        Victim(node, node.copies[engine.gpu_pool].blocks, node.end - node.start)
+        for node in tree.path_nodes(leaf)
+        if host.name not in node.copies and engine.gpu_pool in node.copies
+    ]
+    return _swap_out(state, engine, host, fresh, WRITE_THROUGH)[1]
+
+
+def bring_in(state: State, engine: Engine, request: Request, hashes: bytes, limit: int) -> list[Fact]:
+    """Fetch what follows a request's path from the host pool, as far as the GPU pool has room for it without waiting."""
+    pool, host = state.pools[engine.gpu_pool], _host(state, engine)
+    if host is None:
+        return []
+    node, start = request.leaf, request.path_blocks
+    end, source = start, ranges.NONE
+    while end < limit:
+        offset = end * BLOCK_HASH_BYTES
+        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
+        copy = None if child is None else child.copies.get(host.name)
+        if child is None or copy is None or copy.pending is not None or pool.name in child.copies:
+            break
+        count = min(tree.common_blocks(child.hashes, hashes, offset), limit - end)
+        blocks, _ = ranges.split(copy.blocks, count)
+        source, end, node = ranges.join(source, blocks), end + count, child
+        if end < child.end:
+            break
+    evicted: list[CopyEvicted] = []
+    freed: list[tuple[int, int]] = []
+    if end - start > pool.free.total:
+        for victim in choose_victims(state, pool, end - start - pool.free.total):
+            if not _is_clean(victim.node, host):
+                break
+            evicted.append(eviction(state, pool, victim))
+            freed += victim.blocks
+    count = min(end - start, pool.free.total + ranges.count(tuple(freed)))
+    if count == 0:
+        return []
+    source, _ = ranges.split(source, count)
+    destination, _ = ranges.split(ranges.merged([*pool.free.lowest(min(count, pool.free.total)), *freed]), count)
+    while start + count <= node.start:
+        assert node.parent is not None
+        node = node.parent
+    started = TransferStarted(
+        transfer="",
+        kind=SWAP_IN,
+        engine=engine.name,
+        request=request.id,
+        node=tree.place(state, node),
+        start=start,
+        end=start + count,
+        source=host.name,
+        source_blocks=source,
+        destination=pool.name,
+        destination_blocks=destination,
+    )
+    return [*evicted, started]
+
+
+def outgoing_blocks(state: State, pool: Pool) -> int:
+    """Blocks of a GPU pool that will be free when the swap-outs under way are done, if nobody uses them again."""
+    blocks = 0
+    for transfer in state.transfers.values():
+        if transfer.kind == SWAP_OUT and transfer.source == pool.name and not transfer.cancelled:
+            blocks += sum(
+                node.end - node.start
+                for node in tree.path_nodes(transfer.node)
+                if (copy := node.copies.get(pool.name)) is not None and copy.leaving == transfer.id and copy.refs == 1
+            )
+    return blocks
+
+
+def soon_droppable_blocks(state: State, pool: Pool) -> int:
+    """Blocks above copies that are leaving which the host holds too: dropped as soon as those are gone, if needed."""
+    blocks = 0
+    for transfer in state.transfers.values():
+        if transfer.kind != SWAP_OUT or transfer.source != pool.name or transfer.cancelled:
+            continue
+        for node in tree.path_nodes(transfer.node):
+            copy = node.copies.get(pool.name)
+            if copy is None or copy.leaving == transfer.id:
+                continue
+            host = node.copies.get(transfer.destination)
+            if not copy.unpinned or copy.branches != 1 or host is None or host.pending is not None:
+                break
+            blocks += node.end - node.start
+    return blocks
+
+
+def transfers_of(state: State, pool: str) -> list[Transfer]:
+    """Transfers under way from or to a pool, oldest first."""
+    return [transfer for transfer in state.transfers.values() if pool in (transfer.source, transfer.destination)]
+
+
+# --- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _host(state: State, engine: Engine) -> Pool | None:
+    return None if engine.cpu_pool is None else state.pools[engine.cpu_pool]
+
+
+def _is_clean(node: Node, host: Pool) -> bool:
+    """Whether the host pool holds the node's bytes too, or is just getting them from another GPU pool."""
+    return host.name in node.copies
+
+
+def _host_room(state: State, host: Pool, wanted: int) -> tuple[list[CopyEvicted], BlockRanges]:
+    """Evictions in the host pool, and `wanted` of its blocks that are free after them, or all that can be had."""
+    victims = choose_victims(state, host, wanted - host.free.total)
+    evicted = [eviction(state, host, victim) for victim in victims]
+    pairs = list(host.free.lowest(min(wanted, host.free.total)))
+    for victim in victims:
+        pairs += victim.blocks
+    return evicted, ranges.merged(pairs)
+
+
+def _swap_out(
+    state: State, engine: Engine, host: Pool, victims: list[Victim], kind: str
+) -> tuple[list[Victim], list[TransferStarted | CopyEvicted]]:
+    """Transfers to the host for as many of `victims` as it can take, after the evictions there that this needs."""
+    evicted, free = _host_room(state, host, sum(victim.count for victim in victims))
+    left = ranges.count(free)
+    taken = []
+    for victim in victims:
+        if victim.count <= left:
+            taken.append(victim)
+            left -= victim.count
+    if not taken:
+        return [], []
+    facts: list[TransferStarted | CopyEvicted] = [*evicted]
+    for victim in taken:
+        destination, free = ranges.split(free, victim.count)
+        facts.append(
+            TransferStarted(
+                transfer="",
+                kind=kind,
+                engine=engine.name,
+                request=None,
+                node=tree.place(state, victim.node),
+                start=victim.node.end - victim.count,
+                end=victim.node.end,
+                source=engine.gpu_pool,
+                source_blocks=victim.blocks,
+                destination=host.name,
+                destination_blocks=destination,
+            )
+        )
+    return taken, facts
