@@ -16,19 +16,18 @@ from types import TracebackType
 from typing import TypeVar
 
 from events.errors import InvalidInput
-from events.facts import BLOCK_HASH_BYTES, BlocksAllocated, CopyEvicted, Fact, PathExtended
+from events.facts import BLOCK_HASH_BYTES
 from events.keys import checked_name
 from events.limits import BLOCK_SIZE_MAX, POOL_BLOCKS_MAX, REASON_LENGTH_MAX
 from events.ports import Connection
-from statecore import commands, door, ranges
+from statecore import commands, door
+from statecore.answers import Answers, no_answer
 from statecore.hashing import SCHEME, ExtraKey, HashedTokens, Tokens, checked_hashes
 from statecore.policy import Policy
 from statecore.rejections import UnknownRequest
 from statecore.results import Allocation, Extension, Match, TransferState
-from statecore.session import Session, Step
-from statecore.state import State, request_table
-from statecore.tiers import transfers_of
-from statecore.tree import path_nodes
+from statecore.session import Session
+from statecore.step import Step
 from statecore.view import IndexView
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class CacheIndex(IndexView):
     Read-only questions are in `IndexView`; errors are in `statecore.rejections` and `events.errors`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every setting of an engine, by keyword; most have a default
         self,
         connection: Connection,
         *,
@@ -106,6 +105,7 @@ class CacheIndex(IndexView):
             policy=None if policy is None else policy.fact,
         )
         self._session = Session(self._log, join)
+        self._answers = Answers(engine, self.gpu_pool)
         self._sequences: dict[str, HashedTokens | bytes] = {}
         self._session.join()
 
@@ -151,10 +151,10 @@ class CacheIndex(IndexView):
             limit = door.whole(limit, "limit", least=0, most=POOL_BLOCKS_MAX)
         command = commands.Match(self.engine, request, joined, prompt_tokens, limit)
         with self._session.step_of_one() as step:
-            answer = self._session.perform(command, Match(request), self._fill_match)
+            answer = self._session.perform(command, Match(request), self._answers.match)
             if self.cpu_pool is not None:
                 more = commands.BringIn(self.engine, request, joined, limit)
-                self._session.perform(more, answer, self._fill_match)
+                self._session.perform(more, answer, self._answers.match)
             self._remember(step, request, sequence)
         return answer
 
@@ -168,7 +168,7 @@ class CacheIndex(IndexView):
             door.request_id(request)
         count = door.whole(blocks, "blocks", least=1, most=POOL_BLOCKS_MAX)
         return self._session.perform(
-            commands.Allocate(self.engine, request, count), Allocation(request), self._fill_allocation
+            commands.Allocate(self.engine, request, count), Allocation(request), self._answers.allocation
         )
 
     def recycle(self, request: str | None, blocks: Iterable[int]) -> None:
@@ -181,7 +181,7 @@ class CacheIndex(IndexView):
             door.request_id(request)
         given = door.block_ids(blocks, POOL_BLOCKS_MAX)
         if given:
-            self._session.perform(commands.Recycle(self.engine, request, given), None, _fill_nothing)
+            self._session.perform(commands.Recycle(self.engine, request, given), None, no_answer)
 
     def extend(
         self,
@@ -220,10 +220,10 @@ class CacheIndex(IndexView):
             joined = joined[: length * BLOCK_HASH_BYTES]
         with self._session.step_of_one() as step:
             answer = self._session.perform(
-                commands.Extend(self.engine, request, joined), Extension(request), self._fill_extension
+                commands.Extend(self.engine, request, joined), Extension(request), self._answers.extension
             )
             if ready:
-                self._session.perform(commands.MarkReady(self.engine, request), None, _fill_nothing)
+                self._session.perform(commands.MarkReady(self.engine, request), None, no_answer)
             self._remember(step, request, sequence)
         return answer
 
@@ -236,7 +236,7 @@ class CacheIndex(IndexView):
         door.request_id(request)
         if blocks is not None:
             blocks = door.whole(blocks, "blocks", least=0, most=POOL_BLOCKS_MAX)
-        self._session.perform(commands.MarkReady(self.engine, request, blocks), None, _fill_nothing)
+        self._session.perform(commands.MarkReady(self.engine, request, blocks), None, no_answer)
 
     def release(self, request: str) -> None:
         """End a request: what is cached stays cached, its private blocks are free, nothing of it is pinned.
@@ -248,7 +248,7 @@ class CacheIndex(IndexView):
         """
         door.request_id(request)
         with self._session.step_of_one() as step:
-            self._session.perform(commands.Release(self.engine, request), None, _fill_nothing)
+            self._session.perform(commands.Release(self.engine, request), None, no_answer)
             self._remember(step, request, None)
 
     # --- transfers --------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class CacheIndex(IndexView):
             UnknownTransfer: not under way, or another engine's.
         """
         command = commands.CancelTransfer(self.engine, door.transfer_id(transfer), str(reason)[:REASON_LENGTH_MAX])
-        self._session.perform(command, None, _fill_nothing)
+        self._session.perform(command, None, no_answer)
 
     # --- several calls, one commit ----------------------------------------------------------------------------------
 
@@ -374,34 +374,3 @@ class CacheIndex(IndexView):
             self._sequences.pop(request, None)
         else:
             self._sequences[request] = sequence
-
-    def _fill_match(self, state: State, _facts: Sequence[Fact], answer: Match) -> None:
-        request = state.engines[self.engine].requests[answer.request]
-        answer.blocks = ranges.ids(request_table(request, self.gpu_pool))
-        answer.tokens = len(answer.blocks) * self.block_size
-        filling = [
-            (node.copies[self.gpu_pool].filling, node.end - node.start)
-            for node in path_nodes(request.leaf)
-            if node.copies[self.gpu_pool].filling is not None
-        ]
-        answer.host_tokens = sum(blocks for _, blocks in filling) * self.block_size
-        answer.waits_for = tuple(dict.fromkeys(transfer for transfer, _ in reversed(filling) if transfer is not None))
-
-    def _fill_allocation(self, state: State, facts: Sequence[Fact], answer: Allocation) -> None:
-        answer.evicted = 0
-        answer.blocks = []
-        for fact in facts:
-            if isinstance(fact, CopyEvicted) and fact.pool == self.gpu_pool:
-                answer.evicted += ranges.count(fact.blocks)
-            elif isinstance(fact, BlocksAllocated):
-                answer.blocks = ranges.ids(fact.blocks)
-        under_way = () if answer.blocks else (transfer.id for transfer in transfers_of(state, self.gpu_pool))
-        answer.waits_for = tuple(under_way)
-
-    def _fill_extension(self, state: State, facts: Sequence[Fact], answer: Extension) -> None:
-        answer.path_blocks = state.engines[self.engine].requests[answer.request].path_blocks
-        answer.duplicates = sum(ranges.count(fact.duplicates) for fact in facts if isinstance(fact, PathExtended))
-
-
-def _fill_nothing(_state: State, _facts: Sequence[Fact], _answer: object) -> None:
-    """For calls that answer by returning."""

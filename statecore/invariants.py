@@ -141,6 +141,15 @@ def _copy(state: State, node: Node, pool: str, copy: Copy, refs: int) -> list[st
             found.append(f"{where} has no copy above it: the copies of a pool form a prefix")
         elif above.pending is not None and above.filling is None and copy.pending != above.pending:
             found.append(f"{where} is ready below one that is pending")
+    found += _promises(state, pool, copy, where)
+    if copy.last_used > state.clock:
+        found.append(f"{where} was last used at {copy.last_used}, in the future of {state.clock}")
+    return found
+
+
+def _promises(state: State, pool: str, copy: Copy, where: str) -> list[str]:
+    """Somebody will finish what is pending, filling or leaving."""
+    found = []
     if copy.filling is not None:
         transfer = state.transfers.get(copy.filling)
         if transfer is None or transfer.cancelled or transfer.destination != pool or copy.pending is None:
@@ -153,8 +162,6 @@ def _copy(state: State, node: Node, pool: str, copy: Copy, refs: int) -> list[st
         transfer = state.transfers.get(copy.leaving)
         if transfer is None or transfer.cancelled or transfer.source != pool:
             found.append(f"{where} leaves by {copy.leaving!r}, which does not take it")
-    if copy.last_used > state.clock:
-        found.append(f"{where} was last used at {copy.last_used}, in the future of {state.clock}")
     return found
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
-from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
-from events.facts import EngineJoined, Fact
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, StateCoreError, Unavailable
+from events.facts import EngineJoined
 from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Entry, Fenced, Log
+from statecore.answers import no_answer
 from statecore.commands import BringIn, Command, Join, Leave, Match
 from statecore.outcomes import Outcomes
 from statecore.rejections import Contended, Rejection, SessionOver, StepConflict, UnknownTransfer
@@ -34,57 +35,9 @@ from statecore.results import UNDER_WAY, TransferState
 from statecore.results import Match as Matched
 from statecore.scopes import fences_of, jobs_of, scopes_of
 from statecore.state import State
+from statecore.step import Doubt, Fill, Operation, Step
 
 Answer = TypeVar("Answer")
-Fill = Callable[[State, Sequence[Fact], Any], None]
-
-
-@attrs.define(slots=True)
-class _Operation:
-    """A call of the step: what was asked, and the record that holds what was answered."""
-
-    command: Command
-    answer: object
-    fill: Fill
-
-
-@attrs.define(slots=True)
-class Step:
-    """Calls that become one commit.
-
-    Attributes:
-        position: where it stands in the log; 0 while it does not, and for a step that changed nothing.
-        attempts: how often it was sent.
-    """
-
-    position: int = 0
-    attempts: int = 0
-    _explicit: bool = attrs.field(default=True, repr=False)
-    _operations: list[_Operation] = attrs.field(factory=list, repr=False)
-    _facts: list[Fact] = attrs.field(factory=list, repr=False)
-    _memos: list[tuple[Callable[[], None], Callable[[], None]]] = attrs.field(factory=list, repr=False)
-
-    def memo(self, redo: Callable[[], None], undo: Callable[[], None]) -> None:
-        """Change something the caller keeps beside the state; it goes back if the step does."""
-        redo()
-        self._memos.append((redo, undo))
-
-    def undo_memos(self) -> None:
-        for _, undo in reversed(self._memos):
-            undo()
-
-    def redo_memos(self) -> None:
-        for redo, _ in self._memos:
-            redo()
-
-
-@attrs.frozen
-class _Doubt:
-    """A step that was sent and may or may not have arrived."""
-
-    commit: Commit
-    base: Base
-    step: Step
 
 
 class Session:
@@ -102,7 +55,7 @@ class Session:
         self._guard = log.mutex()
         self._replica = Replica()
         self._step: Step | None = None
-        self._doubt: _Doubt | None = None
+        self._doubt: Doubt | None = None
         self._end: SessionOver | CorruptState | None = None
         self._outcomes = Outcomes()
         self.number = 0
@@ -121,18 +74,22 @@ class Session:
         with self._turn:
             if isinstance(self._end, CorruptState):
                 self._replica = Replica()
-            self._end = self._doubt = None
-            self.number = 0
-            self.refresh()
-            with self._begin(explicit=False):
-                self.perform(self._join, None, _nothing)
+            ended = SessionOver(self._join.engine, self.number, self.number)
+            self._end, self._doubt, self.number = None, None, 0
+            try:
+                self.refresh()
+                with self._begin(explicit=False):
+                    self.perform(self._join, None, no_answer)
+            except BaseException as error:
+                self._end, self._doubt = error if isinstance(error, CorruptState) else ended, None
+                raise
             self._log.follow(self._replica.state.position)
 
     def leave(self) -> None:
         """End this life in order, if it still goes on."""
         with self._turn:
             if self._end is None and self._doubt is None:
-                self.perform(Leave(self._join.engine), None, _nothing)
+                self.perform(Leave(self._join.engine), None, no_answer)
                 self._end = SessionOver(self._join.engine, self.number, self.number)
 
     def resolve(self) -> bool:
@@ -176,7 +133,7 @@ class Session:
             Rejection: refused; nothing changed.
         """
         with self.step_of_one() as step, self._guard:
-            self._do(step, _Operation(command, answer, fill))
+            self._do(step, Operation(command, answer, fill))
         return answer
 
     def turn(self) -> AbstractContextManager[object]:
@@ -226,13 +183,14 @@ class Session:
     def refresh(self) -> int:
         """Read the log to its end; returns the position."""
         with self._turn:
-            assert self._step is None, "a step in progress rests on a position that must not move under it"
-            while True:
-                entries = self._log.read(self._replica.state.position)
-                if not entries:
-                    return self._replica.state.position
-                with self._guard:
-                    self._apply(entries)
+            if self._step is not None:
+                raise InvalidInput("a step in progress rests on the position it began at; refresh outside of it")
+            self._require_usable()
+            with self._ending_if_corrupt():
+                while entries := self._log.read(self._replica.state.position):
+                    with self._guard:
+                        self._apply(entries)
+            return self._replica.state.position
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -263,18 +221,18 @@ class Session:
         finally:
             self._step = None
 
-    def _do(self, step: Step, operation: _Operation) -> None:
+    def _do(self, step: Step, operation: Operation) -> None:
         facts = self._replica.propose(operation.command)
         if isinstance(facts, Rejection):
             raise facts
-        step._facts.extend(facts)
-        step._operations.append(operation)
+        step.facts.extend(facts)
+        step.operations.append(operation)
         operation.fill(self._replica.state, facts, operation.answer)
 
     def _commit(self, step: Step) -> None:
         scope = ""
         for attempt in self._log.attempts():
-            if not step._facts:
+            if not step.facts:
                 return
             with self._guard:
                 commit, base = self._as_commit(step)
@@ -294,7 +252,7 @@ class Session:
         raise Contended(step.attempts, scope)
 
     def _as_commit(self, step: Step) -> tuple[Commit, Base]:
-        engine, facts = self._join.engine, step._facts
+        engine, facts = self._join.engine, step.facts
         scopes = scopes_of(self._replica.state, engine, facts)
         joined = [fact.session for fact in facts if isinstance(fact, EngineJoined)]
         commit = Commit(
@@ -312,8 +270,9 @@ class Session:
     def _append(self, step: Step, commit: Commit, base: Base) -> AppendReply:
         try:
             return self._log.append(commit, base)
-        except OutcomeUnknown:
-            self._doubt = _Doubt(commit, base, step)
+        except BaseException as error:
+            if isinstance(error, OutcomeUnknown) or not isinstance(error, StateCoreError):
+                self._doubt = Doubt(commit, base, step)  # an interrupt, too, may come after the bytes have left
             raise
 
     def _land(self, step: Step, base: Base, commit: Commit, reply: Appended) -> None:
@@ -337,39 +296,41 @@ class Session:
         self._replica.undo()
         self._apply(missed)
         self._require_alive()
-        step._facts.clear()
-        told = {
-            id(operation.answer): len(operation.answer.blocks)
-            for operation in step._operations
-            if step._explicit and isinstance(operation.answer, Matched)
-        }
-        for operation in step._operations:
+        step.facts.clear()
+        told = step.told()
+        for operation in step.operations:
             self._repeat(step, operation, told.get(id(operation.answer)))
-        for operation in step._operations:
+        for operation in step.operations:
             answer = operation.answer
             if isinstance(answer, Matched) and len(answer.blocks) < told.get(id(answer), 0):
                 left = f"{len(answer.blocks)} of {told[id(answer)]} blocks are left"
                 raise StepConflict(f"match of request {answer.request!r}", left)
 
-    def _repeat(self, step: Step, operation: _Operation, told: int | None) -> None:
+    def _repeat(self, step: Step, operation: Operation, told: int | None) -> None:
         """Decide a call again. In a step of several, the caller may have computed with the answer: counts must stay."""
         command = operation.command
         if told is not None and isinstance(command, Match | BringIn):
             command = attrs.evolve(command, limit=told)
         facts = self._replica.propose(command)
         if isinstance(facts, Rejection):
-            raise StepConflict(type(command).__name__, str(facts)) if step._explicit else facts
-        step._facts.extend(facts)
+            raise StepConflict(type(command).__name__, str(facts)) if step.explicit else facts
+        step.facts.extend(facts)
         operation.fill(self._replica.state, facts, operation.answer)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
-        try:
+        with self._ending_if_corrupt():
             self._replica.apply_all(entries)
+        for entry in entries:
+            self._outcomes.note(entry.facts)
+
+    @contextmanager
+    def _ending_if_corrupt(self) -> Iterator[None]:
+        """A history that cannot be read ends this life: nothing is decided on it any more."""
+        try:
+            yield
         except CorruptState as error:
             self._end = error
             raise
-        for entry in entries:
-            self._outcomes.note(entry.facts)
 
     def _catch_up(self) -> None:
         if self._log.following:
@@ -379,7 +340,9 @@ class Session:
             self._require_alive()
 
     def _catch_up_with_arrived(self) -> None:
-        for entry in self._log.arrived():
+        with self._ending_if_corrupt():
+            arrived = self._log.arrived()
+        for entry in arrived:
             if entry.position > self._replica.state.position + 1:
                 self.refresh()
                 break
@@ -415,7 +378,3 @@ class Session:
                 position=reply.position,
             )
         return self._end
-
-
-def _nothing(_state: State, _facts: Sequence[Fact], _answer: object) -> None:
-    """For commands without an answer."""
