@@ -14,7 +14,9 @@ from __future__ import annotations
 import typing
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from functools import partial
+from operator import attrgetter
+from typing import Any, Final
 
 import attrs
 import orjson
@@ -23,9 +25,6 @@ from events.errors import CorruptState, InvalidInput, NewerSchema
 from events.facts import BLOCK_HASH_BYTES, FACT_TYPES, SCHEMA, BlockRanges, Fact
 from events.limits import COMMIT_BYTES_MAX, COMMIT_FACTS_MAX, POOL_BLOCKS_MAX
 from events.ports import Commit, Entry, Record, StoredRecord
-
-_Json: TypeAlias = object
-_Check: TypeAlias = Callable[[_Json], object]
 
 
 class _Refused(Exception):
@@ -65,6 +64,8 @@ def decode(stored: StoredRecord) -> Entry:
         CorruptState: anything else that is not exactly what `encode` writes.
     """
     record, position = stored.record, stored.position
+    if record.schema < 1:
+        raise CorruptState(f"log entry has schema {record.schema}; schemas are numbered from 1", position=position)
     if record.schema > SCHEMA:
         raise NewerSchema(
             f"log entry has schema {record.schema}, this release reads up to {SCHEMA}: upgrade statecore",
@@ -104,32 +105,10 @@ def fact_to_dict(fact: Fact) -> dict[str, object]:
     return plain
 
 
-# --- one fact -------------------------------------------------------------------------------------------------------
+# --- one fact: [name, field, field, …] in the order of the record ---------------------------------------------------
 
 
-def _integer(value: _Json) -> int:
-    if type(value) is not int:
-        raise _Refused(f"{value!r:.80} is not an integer")
-    return value
-
-
-def _boolean(value: _Json) -> bool:
-    if type(value) is not bool:
-        raise _Refused(f"{value!r:.80} is neither true nor false")
-    return value
-
-
-def _text(value: _Json) -> str:
-    if type(value) is not str:
-        raise _Refused(f"{value!r:.80} is not a string")
-    return value
-
-
-def _text_or_none(value: _Json) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _ranges(value: _Json) -> BlockRanges:
+def _ranges(value: object) -> BlockRanges:
     if type(value) is not list:
         raise _Refused(f"{value!r:.80} is not a list of block ranges")
     ranges = []
@@ -143,62 +122,80 @@ def _ranges(value: _Json) -> BlockRanges:
     return tuple(ranges)
 
 
-def _hash_count(value: _Json) -> int:
-    count = _integer(value)
-    if count < 0:
-        raise _Refused(f"{count} is not a number of hashes")
-    return count
+def _hash_count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise _Refused(f"{value!r:.80} is not a number of hashes")
+    return value
 
 
-_CHECKS: Final[dict[object, _Check]] = {
-    int: _integer,
-    bool: _boolean,
-    str: _text,
-    bytes: _hash_count,
+def _text_or_none(value: object) -> str | None:
+    if value is not None and type(value) is not str:
+        raise _Refused(f"{value!r:.80} is neither a string nor null")
+    return value
+
+
+def _wrong(kind: type, value: object) -> object:
+    raise _Refused(f"{value!r:.80} is not of type {kind.__name__}")
+
+
+_PLAIN: Final = (int, str, bool)
+"""Types JSON has itself: a value must be of exactly that type."""
+
+_CONVERTED: Final[dict[object, Callable[[object], object]]] = {
     BlockRanges: _ranges,
+    bytes: _hash_count,
     str | None: _text_or_none,
 }
 
 
 @attrs.frozen
 class _Spec:
-    """How one fact type is written: its fields in order and what each must be."""
+    """How one fact type is written.
 
-    type: type[Fact]
+    Attributes:
+        kinds: per field the exact type JSON gives it, None where it has to be converted.
+        converters: per field what makes of the JSON value what the record holds, or refuses it.
+        hash_field: place of the field that holds hashes, which go beside the body.
+    """
+
+    fact: type[Fact]
     names: tuple[str, ...]
-    fields: tuple[tuple[str, _Check], ...]
-    keys: frozenset[str]
-    hash_field: str | None
+    kinds: tuple[type | None, ...]
+    converters: tuple[Callable[[object], Any], ...]
+    values: Callable[[Fact], tuple[object, ...]]
+    hash_field: int | None
 
 
 def _spec(fact_type: type[Fact]) -> _Spec:
     hints = typing.get_type_hints(fact_type)
     names = tuple(field.name for field in attrs.fields(fact_type))
-    binary = [name for name in names if hints[name] is bytes]
+    binary = [place for place, name in enumerate(names) if hints[name] is bytes]
     assert len(binary) <= 1, f"{fact_type.__name__} has more than one field of hashes"
+    assert len(names) > 1, "attrgetter gives a tuple only for several names"
     return _Spec(
-        type=fact_type,
+        fact=fact_type,
         names=names,
-        fields=tuple((name, _CHECKS[hints[name]]) for name in names),
-        keys=frozenset(names) | {"fact"},
+        kinds=tuple(hints[name] if hints[name] in _PLAIN else None for name in names),
+        converters=tuple(_CONVERTED.get(hints[name]) or partial(_wrong, hints[name]) for name in names),
+        values=attrgetter(*names),
         hash_field=binary[0] if binary else None,
     )
 
 
 _SPECS: Final = {fact_type.__name__: _spec(fact_type) for fact_type in FACT_TYPES}
-_SPECS_BY_TYPE: Final = {spec.type: spec for spec in _SPECS.values()}
+_SPECS_BY_TYPE: Final = {spec.fact: spec for spec in _SPECS.values()}
 
 
-def _fact_to_json(fact: Fact, hashes: list[bytes]) -> dict[str, object]:
+def _fact_to_json(fact: Fact, hashes: list[bytes]) -> list[object]:
     spec = _SPECS_BY_TYPE[type(fact)]
-    plain: dict[str, object] = {"fact": type(fact).__name__}
-    for name in spec.names:
-        plain[name] = getattr(fact, name)
+    plain: list[object] = [type(fact).__name__, *spec.values(fact)]
     if spec.hash_field is not None:
-        joined = plain[spec.hash_field]
+        joined = plain[spec.hash_field + 1]
         assert isinstance(joined, bytes)
+        if len(joined) % BLOCK_HASH_BYTES:
+            raise InvalidInput(f"{len(joined)} bytes are not whole block hashes of {BLOCK_HASH_BYTES}")
         hashes.append(joined)
-        plain[spec.hash_field] = len(joined) // BLOCK_HASH_BYTES
+        plain[spec.hash_field + 1] = len(joined) // BLOCK_HASH_BYTES
     return plain
 
 
@@ -212,28 +209,33 @@ def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
     facts = []
     taken = 0
     for item in plain:
-        if type(item) is not dict:
+        if type(item) is not list or not item:
             raise _Refused(f"{item!r:.80} is not a fact")
-        name = item.get("fact")
+        name = item[0]
         spec = _SPECS.get(name) if type(name) is str else None
         if spec is None:
             raise _Refused(f"unknown fact {name!r:.80}")
-        if item.keys() != spec.keys:
-            raise _Refused(f"fields of {name} are {sorted(spec.keys)}, found {sorted(item)!r:.200}")
-        try:
-            values = {field: check(item[field]) for field, check in spec.fields}
-        except _Refused as refused:
-            raise _Refused(f"in {name}: {refused}") from None
+        if len(item) != len(spec.kinds) + 1:
+            raise _Refused(f"{name} has the fields {', '.join(spec.names)}, found {len(item) - 1} values")
+        values = [
+            value if type(value) is kind else _converted(spec, place, value)
+            for place, (kind, value) in enumerate(zip(spec.kinds, item[1:], strict=True))
+        ]
         if spec.hash_field is not None:
-            count = values[spec.hash_field]
-            assert isinstance(count, int)
-            end = taken + count * BLOCK_HASH_BYTES
+            end = taken + values[spec.hash_field] * BLOCK_HASH_BYTES
             values[spec.hash_field] = hashes[taken:end]
             taken = end
-        facts.append(spec.type(**values))  # type: ignore[arg-type]  # checked field by field above
+        facts.append(spec.fact(*values))
     if taken != len(hashes):
         raise _Refused(f"facts name {taken} bytes of hashes, entry holds {len(hashes)}")
     return tuple(facts)
+
+
+def _converted(spec: _Spec, place: int, value: object) -> Any:
+    try:
+        return spec.converters[place](value)
+    except _Refused as refused:
+        raise _Refused(f"{spec.names[place]} of {spec.fact.__name__}: {refused}") from None
 
 
 def _author(author: str) -> tuple[str, int]:

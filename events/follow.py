@@ -1,6 +1,7 @@
 """Fetching entries in the background, so that a scheduler step usually starts fresh and commits in one round trip.
 
-Owns one thread and one connection that block on XREAD. It only fills a queue; the replica applies entries when its
+Owns one thread and one connection that block on XREAD. It only fills a queue, unread, and pauses after each fetch so that
+a busy log costs its engine few thread switches; the replica applies entries when its
 engine calls it. Losing the connection loses nothing: the follower reads on from where it was, and whoever needs an
 entry that has not arrived reads it from the log.
 """
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 
 from events import keys, limits
 from events.ports import StoredRecord
-from events.stream_entry import stored_records
+from events.stream_entry import position_in, stored_records
 
 
 class RedisFollower:
@@ -26,19 +27,20 @@ class RedisFollower:
         self._client = client
         self._log_key = log_key
         self._after = after
-        self._queue: deque[StoredRecord] = deque()
+        self._queue: deque[tuple[bytes, Any]] = deque()
         self._stopped = threading.Event()
         self._news = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {log_key}", daemon=True)
         self._thread.start()
 
-    def arrived(self) -> tuple[StoredRecord, ...]:
+    def arrived(self, after: int) -> tuple[StoredRecord, ...]:
         if self._failure is not None:
             raise self._failure
         self._news.clear()
         queue = self._queue
-        return tuple([queue.popleft() for _ in range(len(queue))])
+        entries = [queue.popleft() for _ in range(len(queue))]
+        return stored_records(entry for entry in entries if position_in(entry[0]) > after)
 
     def wait(self, timeout_s: float) -> None:
         if not self._queue and self._failure is None:
@@ -73,10 +75,10 @@ class RedisFollower:
             block=int(limits.FOLLOW_BLOCK_S * 1000),
         )
         for entries in _entries_of(streams):
-            for record in stored_records(entries):
-                self._queue.append(record)
-                self._after = record.position
+            self._queue.extend(entries)
+            self._after = position_in(entries[-1][0])
             self._news.set()
+        self._stopped.wait(limits.FOLLOW_PAUSE_S)
 
 
 def _entries_of(streams: Any) -> list[list[tuple[bytes, Any]]]:

@@ -51,7 +51,7 @@ class IndexKeys:
 
     def jobs(self, pool: str) -> str:
         """Stream of the transfer jobs of a GPU pool; one consumer group per rank."""
-        return f"{self._tag}:jobs:{checked_name(pool, 'pool name')}"
+        return f"{self._tag}:jobs:{pool}"
 
     def acks(self, transfer: str) -> str:
         """Hash rank -> what it reported of a transfer; expires some time after the last report."""

@@ -77,6 +77,10 @@ class EventLog:
     def append(self, commit: Commit, base: Base) -> AppendReply:
         record = self._record_of(commit)
         try:
+            return self._append_once(commit, base, record)  # the usual case, without the cost of a retry policy
+        except Unavailable:
+            self._sleep(limits.RETRY_WAIT_INITIAL_S)
+        try:
             for attempt in retrying(limits.APPEND_DEADLINE_S, self._sleep):
                 with attempt:
                     return self._append_once(commit, base, record)
@@ -161,10 +165,10 @@ class EventLog:
     def following(self) -> bool:
         return self._follower is not None
 
-    def arrived(self) -> tuple[Entry, ...]:
+    def arrived(self, after: int) -> tuple[Entry, ...]:
         if self._follower is None:
             return ()
-        return codec.decode_all(self._follower.arrived())
+        return codec.decode_all(self._follower.arrived(after))
 
     def wait(self, after: int, timeout_s: float) -> None:
         if self._follower is not None:

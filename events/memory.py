@@ -7,6 +7,7 @@ survives the process.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Final
@@ -77,7 +78,7 @@ class MemoryTransport:
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         with self._mutex:
-            return tuple(self._records[after : after + limit])
+            return tuple(self._records[after : min(after + limit, len(self._records))])
 
     def head(self) -> Head:
         with self._mutex:
@@ -88,8 +89,8 @@ class MemoryTransport:
         with self._mutex:
             self._mutex.wait_for(lambda: len(self._records) > after, timeout_s)
 
-    def follow(self, after: int) -> None:
-        """Nothing to fetch ahead: reading costs no round trip."""
+    def follow(self, after: int) -> MemoryFollower:
+        return MemoryFollower(self, after)
 
     def versions(self) -> Mapping[str, int]:
         """Scope -> position of the last commit that touched it."""
@@ -101,6 +102,25 @@ class MemoryTransport:
 
     def _commit_id_at(self, position: int) -> str:
         return self._records[position - 1].record.commit_id if position else ""
+
+
+class MemoryFollower:
+    """Nothing has to be fetched ahead of need here: what has arrived is what the log holds."""
+
+    def __init__(self, transport: MemoryTransport, after: int) -> None:
+        self._transport = transport
+        self._after = after
+
+    def arrived(self, after: int) -> tuple[StoredRecord, ...]:
+        records = self._transport.read(max(after, self._after), limit=sys.maxsize)
+        self._after = max(after, self._after) + len(records)
+        return records
+
+    def wait(self, timeout_s: float) -> None:
+        self._transport.wait(self._after, timeout_s)
+
+    def close(self) -> None:
+        """Nothing to stop."""
 
 
 class MemoryBackend:

@@ -15,7 +15,7 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from events import limits
@@ -27,11 +27,7 @@ def retrying(deadline_s: float, sleep: Callable[[float], None]) -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(Unavailable),
         stop=stop_after_delay(deadline_s) | stop_after_attempt(limits.RETRY_ATTEMPTS_MAX),
-        wait=wait_exponential_jitter(
-            initial=limits.RETRY_WAIT_INITIAL_S,
-            max=limits.RETRY_WAIT_MAX_S,
-            jitter=limits.RETRY_WAIT_INITIAL_S,
-        ),
+        wait=wait_random_exponential(multiplier=limits.RETRY_WAIT_INITIAL_S, max=limits.RETRY_WAIT_MAX_S),
         sleep=sleep,
         reraise=True,
     )

@@ -222,8 +222,8 @@ class Transport(Protocol):
 class Follower(Protocol):
     """Entries fetched ahead of need by somebody else's thread."""
 
-    def arrived(self) -> tuple[StoredRecord, ...]:
-        """What has come since the last call, in order; never waits. Gaps and repeats are possible."""
+    def arrived(self, after: int) -> tuple[StoredRecord, ...]:
+        """What has come since the last call and lies above `after`, in order; never waits. Gaps and repeats are possible."""
         ...
 
     def wait(self, timeout_s: float) -> None:
@@ -270,8 +270,8 @@ class Log(Protocol):
         """Whether entries are fetched in the background; if not, `arrived` has nothing and `read` is the way."""
         ...
 
-    def arrived(self) -> tuple[Entry, ...]:
-        """Entries the background follower has fetched since the last call; never waits."""
+    def arrived(self, after: int) -> tuple[Entry, ...]:
+        """Entries above `after` that the background follower has fetched since the last call; never waits."""
         ...
 
     def wait(self, after: int, timeout_s: float) -> None:

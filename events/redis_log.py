@@ -33,7 +33,7 @@ from events.ports import (
     Record,
     StoredRecord,
 )
-from events.stream_entry import stored_records
+from events.stream_entry import meta_of, stored_records
 
 _COMMIT: Final = resources.files("events").joinpath("lua/commit.lua").read_text(encoding="utf-8")
 _COMMIT_SHA: Final = hashlib.sha1(_COMMIT.encode(), usedforsecurity=False).hexdigest()
@@ -62,7 +62,7 @@ class RedisTransport:
             3 + len(jobs), self._keys.log, self._keys.head, self._keys.fence,
             *(self._keys.jobs(job.pool) for job in jobs),
             keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
-            record.commit_id, record.author, record.at_ms, record.schema, record.body, record.hashes, record.checksum,
+            record.commit_id, meta_of(record), record.body, record.hashes,
             len(checks), *checks,
             len(touches), *touches,
             len(fences), *(part for fence in fences for part in fence),

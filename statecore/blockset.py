@@ -30,6 +30,7 @@ class BlockSet:
 
     def lowest(self, blocks: int) -> BlockRanges:
         """The `blocks` lowest ids, without taking them. At most `total` may be asked for."""
+        assert blocks >= 0, f"{blocks} blocks asked for"
         chosen = []
         for start, end in zip(self._starts, self._ends, strict=True):
             if blocks <= end - start:

@@ -50,8 +50,10 @@ from statecore.rejections import (
     ForeignBlocks,
     NeverFits,
     PathDiffers,
+    PathInUse,
     PathNotCovered,
     PathNotFilled,
+    PathShorter,
     PoolExhausted,
     Rejection,
     RequestExists,
@@ -183,15 +185,17 @@ def _allocate(state: State, command: Allocate) -> Decision:
     if isinstance(engine, Rejection):
         return engine
     facts: list[Fact] = []
+    has = 0
     if command.request is not None:
         request = engine.requests.get(command.request)
         if request is None:
             return UnknownRequest(engine.name, command.request)
+        has = request.path_blocks + ranges.count(private_ranges(request))
         facts += _computed_meanwhile(state, engine, request)
     pool = state.pools[engine.gpu_pool]
     asked = command.blocks
-    if asked > pool.blocks:
-        return NeverFits(pool.name, asked, pool.blocks)
+    if asked + has > pool.blocks:
+        return NeverFits(pool.name, asked, has, pool.blocks)
     if asked <= pool.free.total:
         blocks = pool.free.lowest(asked)
     else:
@@ -234,6 +238,8 @@ def _recycle(state: State, command: Recycle) -> Decision:
             foreign.append(block)
     if foreign:
         return ForeignBlocks(engine.gpu_pool, owner, tuple(foreign))
+    if not given:
+        return []
     return [BlocksRecycled(engine.name, command.request, engine.gpu_pool, ranges.of_ids(sorted(given)))]
 
 
@@ -265,7 +271,7 @@ def _ready(state: State, command: MarkReady) -> Decision:
     engine, request = found
     depth = request.path_blocks if command.depth is None else command.depth
     if depth > request.path_blocks:
-        return PathNotCovered(request.id, depth, request.path_blocks, ranges.count(request.private))
+        return PathShorter(request.id, depth, request.path_blocks)
     return _ready_to(engine, request, depth)
 
 
@@ -276,9 +282,10 @@ def _release(state: State, command: Release) -> Decision:
     engine, request = found
     facts = _computed_meanwhile(state, engine, request)
     freed = private_ranges(request)
-    if not facts:
-        for node in tree.unfinished(request.leaf, engine.gpu_pool, refs=1):
-            freed = ranges.join(node.copies[engine.gpu_pool].blocks, freed)
+    for node in tree.unfinished(request.leaf, engine.gpu_pool, refs=1, since=state.clock):
+        freed = ranges.join(node.copies[engine.gpu_pool].blocks, freed)
+    if _leaves_others_behind(state, engine, request):
+        return PathInUse(request.id)
     facts.append(RequestReleased(engine.name, request.id, freed))
     return facts
 
@@ -303,9 +310,24 @@ def _request(state: State, engine_name: str, request_id: str) -> tuple[Engine, R
 
 def _computed_meanwhile(state: State, engine: Engine, request: Request) -> list[Fact]:
     """The engine speaks of a request again: what an earlier step put on its path has been computed since."""
-    if request.extended_at >= state.clock:
-        return []
-    return _ready_to(engine, request, request.path_blocks)
+    for node in tree.path_nodes(request.leaf):
+        copy = node.copies[engine.gpu_pool]
+        if copy.pending is None:
+            break
+        if copy.pending_since < state.clock:
+            return _ready_to(engine, request, node.end)
+    return []
+
+
+def _leaves_others_behind(state: State, engine: Engine, request: Request) -> bool:
+    """Whether another request stands on blocks this one brought in this very step, and will now never compute."""
+    for node in tree.path_nodes(request.leaf):
+        copy = node.copies[engine.gpu_pool]
+        if copy.pending is None or copy.filling is not None or copy.pending_since < state.clock:
+            return False
+        if node.start >= request.matched and copy.refs > 1:
+            return True
+    return False
 
 
 def _ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:

@@ -60,7 +60,7 @@ def _engine(engine: Engine) -> list[object]:
     counters += [engine.host_tokens, engine.transfers]
     held = [[pool, list(engine.held[pool])] for pool in sorted(engine.held) if engine.held[pool].total]
     requests = [
-        [request.id, request.leaf.id, request.private, request.duplicates, request.extended_at]
+        [request.id, request.leaf.id, request.private, request.duplicates, request.matched]
         for request in (engine.requests[request_id] for request_id in sorted(engine.requests))
     ]
     pools = [engine.gpu_pool, engine.cpu_pool, engine.tensor_parallel_size]
@@ -70,7 +70,17 @@ def _engine(engine: Engine) -> list[object]:
 def _node(node: Node) -> list[object]:
     parent = None if node.parent is None else node.parent.id
     copies = [
-        [pool, copy.blocks, copy.refs, copy.branches, copy.last_used, copy.pending, copy.filling, copy.leaving]
+        [
+            pool,
+            copy.blocks,
+            copy.refs,
+            copy.branches,
+            copy.last_used,
+            copy.pending,
+            copy.pending_since,
+            copy.filling,
+            copy.leaving,
+        ]
         for pool, copy in sorted(node.copies.items())
     ]
     return [node.id, parent, node.start, node.end, copies]

@@ -40,9 +40,13 @@ class EvictionOrder:
             node = nodes.get(entry[2])
             if node is not None:
                 copy = node.copies.get(self._pool)
-                if copy is not None and copy.last_used == entry[0] and copy.evictable:
+                if copy is not None and entry[:2] == (copy.last_used, -node.end) and copy.evictable:
                     return node
         return None
+
+    def entries(self) -> set[tuple[int, int, int]]:
+        """(last used, -end, node id) of everything in the order, what is stale included; for checks."""
+        return set(self._heap)
 
     def settle(self, nodes: dict[int, Node]) -> None:
         """The step stands. Stale entries go for good; a heap that is mostly stale is built anew."""
@@ -59,4 +63,6 @@ class EvictionOrder:
     def _is_current(self, entry: tuple[int, int, int], nodes: dict[int, Node]) -> bool:
         node = nodes.get(entry[2])
         copy = None if node is None else node.copies.get(self._pool)
-        return copy is not None and copy.last_used == entry[0] and copy.evictable
+        if node is None or copy is None:
+            return False
+        return entry[:2] == (copy.last_used, -node.end) and copy.evictable

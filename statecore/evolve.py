@@ -34,6 +34,9 @@ from statecore import ranges, transfers, tree
 from statecore.blockset import BlockSet
 from statecore.state import TIERS, WRITE_POLICIES, Copy, Engine, Node, Pool, Request, State, private_ranges
 
+_SHOWN: Final = 300
+"""Characters of a fact in an error: it may hold thousands of block ranges."""
+
 
 def evolve(state: State, fact: Fact) -> None:
     """Apply one fact.
@@ -44,7 +47,8 @@ def evolve(state: State, fact: Fact) -> None:
     try:
         place = _EVOLVE[type(fact)](state, fact)
     except (KeyError, AssertionError, AttributeError) as error:
-        raise CorruptState(f"{fact} does not fit the state ({type(error).__name__}: {error})") from error
+        detail = f"{fact!s:.{_SHOWN}} does not fit the state ({type(error).__name__}: {error!s:.{_SHOWN}})"
+        raise CorruptState(detail) from error
     state.places.append(place)
 
 
@@ -94,6 +98,8 @@ def _engine_joined(state: State, fact: EngineJoined) -> None:
     for pool in (fact.gpu_pool, *([] if fact.cpu_pool is None else [fact.cpu_pool])):
         if pool not in state.pools:
             raise CorruptState(f"engine joins with unknown pool {pool!r}")
+    if fact.tensor_parallel_size < 1:
+        raise CorruptState(f"engine joins with {fact.tensor_parallel_size} ranks")
     journal.set(engine, "session", fact.session)
     journal.set(engine, "alive", True)
     journal.set(engine, "gpu_pool", fact.gpu_pool)
@@ -119,11 +125,15 @@ def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
 
 def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
     engine, journal = _alive(state, fact.engine), state.journal
+    if fact.prompt_tokens < fact.depth * state.block_size or not fact.request:
+        raise CorruptState(f"request {fact.request!r} of {fact.prompt_tokens} tokens begins with {fact.depth} blocks")
     if fact.request in engine.requests:
         raise CorruptState(f"request {fact.request!r} begins twice")
     pool = state.pools[engine.gpu_pool]
     node = tree.node_at(state, fact.node, fact.depth)
     leaf = tree.ending_at(state, node, fact.depth)
+    if leaf is not state.root and leaf.copies[pool.name].pending not in (None, engine.name):
+        raise CorruptState(f"request {fact.request!r} begins on blocks another engine is computing")
     tree.pin(state, pool, leaf)
     journal.put(engine.requests, fact.request, Request(fact.request, leaf))
     journal.set(engine, "requests_seen", engine.requests_seen + 1)
@@ -136,6 +146,7 @@ def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
 
 def _blocks_allocated(state: State, fact: BlocksAllocated) -> None:
     engine, pool, journal = _alive(state, fact.engine), state.pools[fact.pool], state.journal
+    _require_own_pool(engine, fact)
     journal.call(pool.free.remove, pool.free.add, fact.blocks)
     if fact.request is None:
         held = engine.held.get(fact.pool)
@@ -150,6 +161,7 @@ def _blocks_allocated(state: State, fact: BlocksAllocated) -> None:
 
 def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
     engine, pool, journal = _alive(state, fact.engine), state.pools[fact.pool], state.journal
+    _require_own_pool(engine, fact)
     if fact.request is None:
         held = engine.held[fact.pool]
         journal.call(held.remove, held.add, fact.blocks)
@@ -197,7 +209,6 @@ def _path_extended(state: State, fact: PathExtended) -> Node:
     journal.set(request, "leaf", node)
     journal.set(request, "private", private)
     journal.set(request, "duplicates", places)
-    journal.set(request, "extended_at", state.clock)
     return node
 
 
@@ -250,6 +261,12 @@ def _end_request(state: State, engine: Engine, request: Request) -> tuple[tuple[
 
 def _free(state: State, pool: Pool, blocks: tuple[tuple[int, int], ...]) -> None:
     state.journal.call(pool.free.add, pool.free.remove, blocks)
+
+
+def _require_own_pool(engine: Engine, fact: BlocksAllocated | BlocksRecycled) -> None:
+    pools = (engine.gpu_pool,) if fact.request is not None else (engine.gpu_pool, engine.cpu_pool)
+    if fact.pool not in pools:
+        raise CorruptState(f"engine {engine.name!r} of pools {pools} deals with blocks of {fact.pool!r}")
 
 
 def _is_usable(copy: Copy, engine: Engine) -> bool:

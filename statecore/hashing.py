@@ -12,7 +12,9 @@ H is BLAKE2b with 128 bits of output. The tokens of a block have a fixed length,
 
 from __future__ import annotations
 
+import numbers
 import struct
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
@@ -22,11 +24,14 @@ import numpy.typing as npt
 
 from events.errors import InvalidInput
 from events.facts import BLOCK_HASH_BYTES
-from events.limits import PATH_BLOCKS_MAX
+from events.limits import BLOCK_SIZE_MAX, PATH_BLOCKS_MAX
+from statecore import door
 
 SCHEME: Final = "blake2b-128/1"
 _TOKEN_BYTES: Final = 4
 _TOKEN_MAX: Final = 2**32 - 1
+_PLACE_MAX: Final = 2**62
+"""Places of extra keys are packed as signed 64-bit numbers."""
 
 Tokens: TypeAlias = list[int] | tuple[int, ...] | npt.NDArray[np.integer]
 """Token ids, 0 … 2^32-1: a list, a tuple, or a one-dimensional numpy array of any integer type."""
@@ -48,9 +53,9 @@ class ExtraKey:
 
     def __attrs_post_init__(self) -> None:
         if type(self.key) is not bytes or self.key == b"":
-            raise InvalidInput(f"an extra key is at least one byte, not {self.key!r:.80}")
-        if not 0 <= self.start < self.end:
-            raise InvalidInput(f"an extra key covers tokens 0 <= start < end, not [{self.start}, {self.end})")
+            raise InvalidInput(f"an extra key is at least one byte, not {door.shown(self.key)}")
+        start = door.whole(self.start, "start of an extra key", least=0, most=_PLACE_MAX)
+        door.whole(self.end, f"end of an extra key that starts at {start}", least=start + 1, most=_PLACE_MAX + 1)
 
 
 @attrs.frozen(slots=True)
@@ -72,7 +77,7 @@ class HashedTokens:
 
     @classmethod
     def begin(
-        cls, block_size: int, *, salt: bytes = b"", adapter: bytes = b"", extra: tuple[ExtraKey, ...] = ()
+        cls, block_size: int, *, salt: bytes = b"", adapter: bytes = b"", extra: Sequence[ExtraKey] = ()
     ) -> HashedTokens:
         """An empty sequence.
 
@@ -85,11 +90,10 @@ class HashedTokens:
         for what, part in (("salt", salt), ("adapter", adapter)):
             if not isinstance(part, bytes):
                 raise InvalidInput(f"{what} must be bytes, not {type(part).__name__}")
-        header = struct.pack("<I", block_size) + b"".join(
-            struct.pack("<Q", len(part)) + part for part in (salt, adapter)
-        )
+        size = door.whole(block_size, "block_size", least=1, most=BLOCK_SIZE_MAX)
+        header = struct.pack("<I", size) + b"".join(struct.pack("<Q", len(part)) + part for part in (salt, adapter))
         root = blake2b(b"statecore block hash 1" + header, digest_size=BLOCK_HASH_BYTES).digest()
-        return cls(block_size, b"", 0, root, b"", tuple(sorted(extra, key=lambda key: (key.start, key.end, key.key))))
+        return cls(size, b"", 0, root, b"", _sorted_keys(extra))
 
     def extend(self, tokens: Tokens) -> HashedTokens:
         """The sequence with `tokens` after it.
@@ -140,7 +144,7 @@ def token_bytes(tokens: Tokens) -> bytes:
             return struct.pack(f"<{len(tokens)}I", *tokens)
         except struct.error as error:
             wrong = next((token for token in tokens if not _is_token(token)), error)
-            raise InvalidInput(f"token ids are integers from 0 to {_TOKEN_MAX}, not {wrong!r:.80}") from None
+            raise InvalidInput(f"token ids are integers from 0 to {_TOKEN_MAX}, not {door.shown(wrong)}") from None
     if isinstance(tokens, np.ndarray):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise InvalidInput(
@@ -154,8 +158,14 @@ def token_bytes(tokens: Tokens) -> bytes:
     )
 
 
+def _sorted_keys(extra: object) -> tuple[ExtraKey, ...]:
+    if not isinstance(extra, list | tuple) or not all(isinstance(key, ExtraKey) for key in extra):
+        raise InvalidInput(f"extra is a list of ExtraKey, not {door.shown(extra)}")
+    return tuple(sorted(extra, key=lambda key: (key.start, key.end, key.key)))
+
+
 def _is_token(token: object) -> bool:
-    return isinstance(token, int) and 0 <= token <= _TOKEN_MAX
+    return isinstance(token, numbers.Integral) and 0 <= int(token) <= _TOKEN_MAX
 
 
 def checked_hashes(hashes: object) -> bytes:

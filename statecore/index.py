@@ -22,7 +22,7 @@ from events.limits import BLOCK_SIZE_MAX, POOL_BLOCKS_MAX, REASON_LENGTH_MAX
 from events.ports import Connection
 from statecore import commands, door
 from statecore.answers import Answers, no_answer
-from statecore.hashing import SCHEME, ExtraKey, HashedTokens, Tokens, checked_hashes
+from statecore.hashing import SCHEME, ExtraKey, HashedTokens, Tokens, checked_hashes, token_bytes
 from statecore.policy import Policy
 from statecore.rejections import UnknownRequest
 from statecore.results import Allocation, Extension, Match, TransferState
@@ -82,7 +82,7 @@ class CacheIndex(IndexView):
         """
         self.name = checked_name(name, "index name")
         self.engine = checked_name(engine, "engine name")
-        self.gpu_pool = checked_name(f"gpu:{engine}" if gpu_pool is None else gpu_pool, "pool name")
+        self.gpu_pool = f"gpu:{engine}" if gpu_pool is None else checked_name(gpu_pool, "pool name")
         self.block_size = door.whole(block_size, "block_size", least=1, most=BLOCK_SIZE_MAX)
         if gpu_blocks is not None:
             gpu_blocks = door.whole(gpu_blocks, "gpu_blocks", least=1, most=POOL_BLOCKS_MAX)
@@ -141,12 +141,15 @@ class CacheIndex(IndexView):
         door.request_id(request)
         sequence = self._sequence(tokens, hashes, salt, adapter, extra)
         joined = sequence if isinstance(sequence, bytes) else sequence.hashes
+        full = len(joined) // BLOCK_HASH_BYTES * self.block_size
         if isinstance(sequence, HashedTokens):
+            if prompt_tokens is not None:
+                raise InvalidInput("prompt_tokens goes with hashes; tokens are counted")
             prompt_tokens = sequence.length
         elif prompt_tokens is None:
-            prompt_tokens = len(joined) // BLOCK_HASH_BYTES * self.block_size
+            prompt_tokens = full
         else:
-            prompt_tokens = door.whole(prompt_tokens, "prompt_tokens", least=0, most=_TOKENS_MAX)
+            prompt_tokens = door.whole(prompt_tokens, "prompt_tokens", least=full, most=_TOKENS_MAX)
         if limit is not None:
             limit = door.whole(limit, "limit", least=0, most=POOL_BLOCKS_MAX)
         command = commands.Match(self.engine, request, joined, prompt_tokens, limit)
@@ -180,8 +183,7 @@ class CacheIndex(IndexView):
         if request is not None:
             door.request_id(request)
         given = door.block_ids(blocks, POOL_BLOCKS_MAX)
-        if given:
-            self._session.perform(commands.Recycle(self.engine, request, given), None, no_answer)
+        self._session.perform(commands.Recycle(self.engine, request, given), None, no_answer)
 
     def extend(
         self,
@@ -356,12 +358,12 @@ class CacheIndex(IndexView):
         if known is None:
             raise UnknownRequest(self.engine, request)
         if isinstance(known, bytes):
-            if len(tokens):
+            if token_bytes(tokens):
                 raise InvalidInput(f"request {request!r} was matched by hashes; extend it by hashes")
-            return known + checked_hashes(hashes) if hashes else known
+            return checked_hashes(known + checked_hashes(hashes)) if hashes else known
         if hashes:
             raise InvalidInput(f"request {request!r} was matched by tokens; extend it by tokens")
-        return known.extend(tokens) if len(tokens) else known
+        return known if isinstance(tokens, tuple) and not tokens else known.extend(tokens)
 
     def _remember(self, step: Step, request: str, sequence: HashedTokens | bytes | None) -> None:
         """Keep the hashes of a live request; goes back with the step."""

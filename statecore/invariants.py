@@ -15,7 +15,7 @@ from statecore.state import GPU, ROOT_ID, Copy, Engine, Node, Pool, State, Trans
 
 def violations(state: State) -> list[str]:
     """Every broken invariant, in words."""
-    found = _tree(state)
+    found = _tree(state) or _paths(state)
     if found:
         return found  # counts over a broken tree would only repeat it
     refs = _expected_refs(state)
@@ -78,6 +78,25 @@ def _tree(state: State) -> list[str]:
             stack.append(child)
     if seen != len(state.nodes):
         found.append(f"{len(state.nodes)} nodes are listed, {seen} hang in the tree")
+    return found
+
+
+def _paths(state: State) -> list[str]:
+    """Every request's path hangs in the tree, is held by its pool, and its duplicates lie on it."""
+    found = []
+    for engine in state.engines.values():
+        for request in engine.requests.values():
+            where = f"request {request.id!r} of engine {engine.name!r}"
+            node = request.leaf
+            while node.parent is not None:
+                if state.nodes.get(node.id) is not node:
+                    found.append(f"{where} stands on node {node.id}, which is not in the tree")
+                if engine.gpu_pool not in node.copies:
+                    found.append(f"{where} stands on node {node.id}, which has no copy in pool {engine.gpu_pool!r}")
+                node = node.parent
+            for depth, blocks in request.duplicates:
+                if not 0 <= depth <= request.path_blocks - ranges.count(blocks):
+                    found.append(f"{where} has duplicates at depth {depth} of a path of {request.path_blocks} blocks")
     return found
 
 
@@ -165,26 +184,23 @@ def _promises(state: State, pool: str, copy: Copy, where: str) -> list[str]:
     return found
 
 
+def _order(state: State, pool: Pool) -> list[str]:
+    entries = pool.eviction_order.entries()
+    return [
+        f"copy of node {node.id} in pool {pool.name!r} could be evicted, but stands in no order"
+        for node in state.nodes.values()
+        if (copy := node.copies.get(pool.name)) is not None
+        and copy.evictable
+        and (copy.last_used, -node.end, node.id) not in entries
+    ]
+
+
 def _pool(state: State, pool: Pool) -> list[str]:
     """Every block id is in exactly one place, and the counts agree."""
-    owners: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    owners["free"] += pool.free
-    unpinned = 0
-    for node in state.nodes.values():
-        copy = node.copies.get(pool.name)
-        if copy is not None:
-            owners[f"node {node.id}"] += copy.blocks
-            unpinned += node.end - node.start if copy.unpinned else 0
-    for engine in state.engines.values():
-        if pool.name in engine.held:
-            owners[f"engine {engine.name!r}"] += engine.held[pool.name]
-        if engine.gpu_pool == pool.name:
-            for request in engine.requests.values():
-                owners[f"request {request.id!r}"] += private_ranges(request)
-    for transfer in state.transfers.values():
-        if transfer.destination == pool.name:
-            owners[f"transfer {transfer.id!r}"] += transfer.quarantine
-    found = []
+    found = _order(state, pool)
+    owners = _owners(state, pool)
+    copies = [(node, node.copies[pool.name]) for node in state.nodes.values() if pool.name in node.copies]
+    unpinned = sum(node.end - node.start for node, copy in copies if copy.unpinned)
     spans = sorted((start, length, owner) for owner, spans in owners.items() for start, length in spans)
     expected = 0
     for start, length, owner in spans:
@@ -194,9 +210,30 @@ def _pool(state: State, pool: Pool) -> list[str]:
         expected = start + length
     if expected != pool.blocks:
         found.append(f"pool {pool.name!r} ends at block {expected}, it has {pool.blocks}")
+    free = sum(length for _, length in pool.free)
+    if free != pool.free.total:
+        found.append(f"pool {pool.name!r} counts {pool.free.total} free blocks, there are {free}")
     if unpinned != pool.unpinned:
         found.append(f"pool {pool.name!r} counts {pool.unpinned} unpinned blocks, there are {unpinned}")
     return found
+
+
+def _owners(state: State, pool: Pool) -> dict[str, list[tuple[int, int]]]:
+    owners: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    owners["free"] += pool.free
+    for node in state.nodes.values():
+        if pool.name in node.copies:
+            owners[f"node {node.id}"] += node.copies[pool.name].blocks
+    for engine in state.engines.values():
+        if pool.name in engine.held:
+            owners[f"engine {engine.name!r}"] += engine.held[pool.name]
+        if engine.gpu_pool == pool.name:
+            for request in engine.requests.values():
+                owners[f"request {request.id!r}"] += private_ranges(request)
+    for transfer in state.transfers.values():
+        if transfer.destination == pool.name:
+            owners[f"transfer {transfer.id!r}"] += transfer.quarantine
+    return owners
 
 
 def _engine(engine: Engine) -> list[str]:

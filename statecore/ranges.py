@@ -60,6 +60,7 @@ def join(first: BlockRanges, second: BlockRanges) -> BlockRanges:
 
 def split(ranges: BlockRanges, blocks: int) -> tuple[BlockRanges, BlockRanges]:
     """The first `blocks` blocks and the rest. `blocks` is between 0 and `count(ranges)`."""
+    assert blocks >= 0, f"{blocks} blocks asked for"
     left = blocks
     for index, (start, length) in enumerate(ranges):
         if left < length:

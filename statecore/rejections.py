@@ -38,10 +38,12 @@ class NeverFits(Rejection):
 
     pool: str
     asked: int
+    has: int
     blocks: int
 
     def __str__(self) -> str:
-        return f"{self.asked} blocks can never fit into pool {self.pool!r} of {self.blocks}; refuse the request"
+        more = f" beside the {self.has} it has" if self.has else ""
+        return f"{self.asked} blocks{more} can never fit into pool {self.pool!r} of {self.blocks}; refuse the request"
 
 
 @attrs.define(slots=False)
@@ -81,7 +83,7 @@ class SessionOver(Rejection):
 
     def __str__(self) -> str:
         return (
-            f"session {self.session} of engine {self.engine!r} is over (the log is at {self.current}): "
+            f"session {self.session} of engine {self.engine!r} is over (its last session is {self.current}): "
             "its requests are released; join again"
         )
 
@@ -112,6 +114,31 @@ class PathNotCovered(Rejection):
         return (
             f"request {self.request!r} cannot extend its path to {self.asked} blocks: it has {self.path} on the path "
             f"and {self.private} private; allocate first"
+        )
+
+
+@attrs.define(slots=False)
+class PathShorter(Rejection):
+    """What is not on the path cannot be ready."""
+
+    request: str
+    asked: int
+    path: int
+
+    def __str__(self) -> str:
+        return f"request {self.request!r} cannot be ready to {self.asked} blocks: its path has {self.path}; extend it first"
+
+
+@attrs.define(slots=False)
+class PathInUse(Rejection):
+    """Within one step: another request was matched on blocks this one was to compute. Nobody would."""
+
+    request: str
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request!r} cannot be released: another request stands on blocks it put into the tree in this "
+            "step and has not computed; release that one first, or say ready"
         )
 
 

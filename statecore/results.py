@@ -1,7 +1,8 @@
 """What the calls of an index answer.
 
 Inside an explicit `step()` these records are provisional: an engine that shares its pool may see other block ids in them
-once the step has ended (never other counts; see `StepConflict`). Outside a step they are final when the call returns.
+once the step has ended, but never another number of blocks (`StepConflict` instead). `evicted` and `duplicates` inform and
+may change. Outside a step the records are final when the call returns.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ commit checks and touches its own engine.
 | fact                                       | checks       | touches      | because                                    |
 |--------------------------------------------|--------------|--------------|--------------------------------------------|
 | IndexCreated, PoolAdded, PolicyChosen      | index        | index        | created once                               |
-| EngineJoined, EngineLeft, EngineLost       | engine, pool | engine, pool | ends requests, may drop unfinished copies  |
+| EngineJoined, EngineLeft, EngineLost       | engine       | engine       | gives back; unfinished copies only it saw  |
 | PrefixMatched, a hit                       | pool         | pool         | pins copies that another might evict       |
 | PrefixMatched, a miss                      |              |              | holds whatever happens                     |
 | BlocksAllocated, CopyEvicted               | pool         | pool         | takes                                      |
@@ -66,7 +66,6 @@ def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ..
                 scopes.add(pool_scope(fact.pool))
             case EngineJoined() | EngineLeft() | EngineLost():
                 scopes.add(engine_scope(fact.engine))
-                scopes.add(pool_scope(state.engines[fact.engine].gpu_pool))
             case TransferStarted():
                 scopes.add(pool_scope(fact.source))
                 scopes.add(pool_scope(fact.destination))

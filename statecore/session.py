@@ -29,15 +29,17 @@ from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverg
 from statecore.answers import no_answer
 from statecore.commands import BringIn, Command, Join, Leave, Match
 from statecore.outcomes import Outcomes
-from statecore.rejections import Contended, Rejection, SessionOver, StepConflict, UnknownTransfer
+from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver, StepConflict, UnknownTransfer
 from statecore.replica import Replica
 from statecore.results import UNDER_WAY, TransferState
-from statecore.results import Match as Matched
 from statecore.scopes import fences_of, jobs_of, scopes_of
 from statecore.state import State
-from statecore.step import Doubt, Fill, Operation, Step
+from statecore.step import Doubt, Fill, Operation, Step, counted
 
 Answer = TypeVar("Answer")
+
+_FRESH_ATTEMPTS = 2
+"""Attempts that rest on what the last reply brought; the port waits before each later one."""
 
 
 class Session:
@@ -72,6 +74,8 @@ class Session:
             Unavailable, CorruptState: as everywhere.
         """
         with self._turn:
+            if self._step is not None:
+                raise InvalidInput("a new life cannot begin within a step of the old one")
             if isinstance(self._end, CorruptState):
                 self._replica = Replica()
             ended = SessionOver(self._join.engine, self.number, self.number)
@@ -104,7 +108,7 @@ class Session:
                 return True
             reply = self._log.append(doubt.commit, doubt.base)
             self._doubt = None
-            with self._guard:
+            with self._guard, self._ending_if_corrupt():
                 match reply:
                     case Appended():
                         self._land(doubt.step, doubt.base, doubt.commit, reply)
@@ -132,8 +136,14 @@ class Session:
         Raises:
             Rejection: refused; nothing changed.
         """
-        with self.step_of_one() as step, self._guard:
-            self._do(step, Operation(command, answer, fill))
+        with self.step_of_one() as step:
+            operation = Operation(command, answer, fill)
+            with self._guard:
+                refusal = self._do(step, operation)
+            if refusal is not None and self._is_worth_another_look(refusal):
+                refusal = self._look_again(step, operation, refusal)
+            if refusal is not None:
+                raise refusal
         return answer
 
     def turn(self) -> AbstractContextManager[object]:
@@ -178,6 +188,8 @@ class Session:
 
     def digest(self) -> str:
         with self._turn, self._guard:
+            if self._step is not None:
+                raise InvalidInput("a step in progress has no digest; ask outside of it")
             return self._replica.digest()
 
     def refresh(self) -> int:
@@ -210,6 +222,8 @@ class Session:
         step = self._step = Step(explicit=explicit)
         try:
             yield step
+            if self._end is not None:  # the caller swallowed it, the step is undone
+                raise self._end
             self._commit(step)
         except BaseException as error:
             with self._guard:
@@ -221,17 +235,40 @@ class Session:
         finally:
             self._step = None
 
-    def _do(self, step: Step, operation: Operation) -> None:
-        facts = self._replica.propose(operation.command)
+    def _do(self, step: Step, operation: Operation) -> Rejection | None:
+        with self._ending_if_corrupt():
+            facts = self._replica.propose(operation.command)
         if isinstance(facts, Rejection):
-            raise facts
+            return facts
         step.facts.extend(facts)
         step.operations.append(operation)
         operation.fill(self._replica.state, facts, operation.answer)
+        return None
+
+    def _is_worth_another_look(self, refusal: Rejection) -> bool:
+        """A full pool may have been emptied by others since; nobody else empties a pool of one's own."""
+        state = self._replica.state
+        return isinstance(refusal, PoolExhausted) and (
+            bool(state.transfers)
+            or sum(engine.alive and engine.gpu_pool == refusal.pool for engine in state.engines.values()) > 1
+        )
+
+    def _look_again(self, step: Step, operation: Operation, refusal: Rejection) -> Rejection | None:
+        """Read what others did, decide the step again on top of it, and then the refused call."""
+        news = self._log.read(self._replica.state.position)
+        if not news:
+            return refusal
+        with self._guard:
+            self._decide_again(step, news)
+            return self._do(step, operation)
 
     def _commit(self, step: Step) -> None:
         scope = ""
         for attempt in self._log.attempts():
+            if attempt > _FRESH_ATTEMPTS:  # there was a wait: what was decided before it is stale
+                news = self._log.read(self._replica.state.position)
+                with self._guard:
+                    self._decide_again(step, news)
             if not step.facts:
                 return
             with self._guard:
@@ -301,10 +338,11 @@ class Session:
         for operation in step.operations:
             self._repeat(step, operation, told.get(id(operation.answer)))
         for operation in step.operations:
-            answer = operation.answer
-            if isinstance(answer, Matched) and len(answer.blocks) < told.get(id(answer), 0):
-                left = f"{len(answer.blocks)} of {told[id(answer)]} blocks are left"
-                raise StepConflict(f"match of request {answer.request!r}", left)
+            before, now = told.get(id(operation.answer)), counted(operation.answer)
+            if before is not None and now != before:
+                raise StepConflict(
+                    type(operation.command).__name__, f"the caller was told {before} blocks, now it is {now}"
+                )
 
     def _repeat(self, step: Step, operation: Operation, told: int | None) -> None:
         """Decide a call again. In a step of several, the caller may have computed with the answer: counts must stay."""
@@ -341,7 +379,7 @@ class Session:
 
     def _catch_up_with_arrived(self) -> None:
         with self._ending_if_corrupt():
-            arrived = self._log.arrived()
+            arrived = self._log.arrived(self._replica.state.position)
         for entry in arrived:
             if entry.position > self._replica.state.position + 1:
                 self.refresh()
@@ -352,7 +390,7 @@ class Session:
 
     def _require_usable(self) -> None:
         if self._end is not None:
-            raise self._end
+            raise self._end.with_traceback(None)  # it is raised again and again, and must not grow
         if self._doubt is not None:
             raise Unavailable(
                 f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"

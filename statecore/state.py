@@ -51,11 +51,12 @@ class Copy:
         branches: child nodes that have a copy in the same pool.
         last_used: position of the commit that last matched or released it.
         pending: the engine that sees to its bytes, or None when they are there.
+        pending_since: position of the commit that made it pending; a call in a later step means "computed".
         filling: the transfer that brings the bytes, or None.
         leaving: the swap-out at whose end it is dropped, or None.
     """
 
-    __slots__ = ("blocks", "branches", "filling", "last_used", "leaving", "pending", "refs")
+    __slots__ = ("blocks", "branches", "filling", "last_used", "leaving", "pending", "pending_since", "refs")
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Copy:
         branches: int,
         last_used: int,
         pending: str | None,
+        pending_since: int,
         filling: str | None = None,
         leaving: str | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Copy:
         self.branches = branches
         self.last_used = last_used
         self.pending = pending
+        self.pending_since = pending_since
         self.filling = filling
         self.leaving = leaving
 
@@ -146,17 +149,17 @@ class Request:
         leaf: the node its path ends with; the path covers the whole run of that node.
         private: blocks of its own that follow the path, in table order.
         duplicates: (depth, blocks) where its own blocks stand in its table instead of the tree's.
-        extended_at: position of the commit that last extended its path; a later call about it means "computed".
+        matched: blocks its path began with; what follows on the path it brought itself.
     """
 
-    __slots__ = ("duplicates", "extended_at", "id", "leaf", "private")
+    __slots__ = ("duplicates", "id", "leaf", "matched", "private")
 
     def __init__(self, request_id: str, leaf: Node) -> None:
         self.id = request_id
         self.leaf = leaf
         self.private: BlockRanges = ()
         self.duplicates: tuple[tuple[int, BlockRanges], ...] = ()
-        self.extended_at = 0
+        self.matched = leaf.end
 
     @property
     def path_blocks(self) -> int:

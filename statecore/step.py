@@ -13,7 +13,7 @@ import attrs
 from events.facts import Fact
 from events.ports import Base, Commit
 from statecore.commands import Command
-from statecore.results import Match
+from statecore.results import Allocation, Extension, Match
 from statecore.state import State
 
 Fill: TypeAlias = Callable[[State, Sequence[Fact], Any], None]
@@ -61,12 +61,22 @@ class Step:
             redo()
 
     def told(self) -> dict[int, int]:
-        """Per answered match, by identity of its record, how many blocks the caller was told of."""
-        return {
-            id(operation.answer): len(operation.answer.blocks)
-            for operation in self.operations
-            if self.explicit and isinstance(operation.answer, Match)
-        }
+        """Per answer, by identity of its record, the count the caller may have computed with; none for a single call."""
+        if not self.explicit:
+            return {}
+        counts = {id(operation.answer): counted(operation.answer) for operation in self.operations}
+        return {answer: count for answer, count in counts.items() if count is not None}
+
+
+def counted(answer: object) -> int | None:
+    """The number of blocks an answer speaks of."""
+    match answer:
+        case Match() | Allocation():
+            return len(answer.blocks)
+        case Extension():
+            return answer.path_blocks
+        case _:
+            return None
 
 
 @attrs.frozen

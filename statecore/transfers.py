@@ -148,6 +148,7 @@ def _cut_back(state: State, transfer: Transfer, pool: Pool) -> None:
             if request.leaf.end > transfer.start and covers(request.leaf, pool.name, transfer.id):
                 tree.unpin(state, pool, request.leaf, above=transfer.start)
                 state.journal.set(request, "leaf", top.parent)
+                state.journal.set(request, "matched", top.parent.end)
     fillings = {node.copies[pool.name].filling for node in _below(transfer, pool.name)} - {None}
     for other in sorted(filling for filling in fillings if filling is not None):
         if not state.transfers[other].cancelled:  # by one above it, just now
@@ -183,6 +184,7 @@ def _lengthen(state: State, engine: Engine, fact: TransferStarted, node: Node, n
     for part in nodes:
         tree.pin_copy(state, pool, part)
     journal.set(request, "leaf", node)
+    journal.set(request, "matched", node.end)
     tokens = (fact.end - fact.start) * state.block_size
     journal.set(engine, "matched_tokens", engine.matched_tokens + tokens)
     journal.set(engine, "host_tokens", engine.host_tokens + tokens)

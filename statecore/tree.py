@@ -114,7 +114,9 @@ def _split(state: State, lower: Node, depth: int) -> Node:
     upper = Node(_new_id(state), parent, lower.start, lower.hashes[: blocks * BLOCK_HASH_BYTES])
     for pool, copy in lower.copies.items():
         head, tail = ranges.split(copy.blocks, blocks)
-        upper.copies[pool] = Copy(head, copy.refs, 1, copy.last_used, copy.pending, copy.filling, copy.leaving)
+        upper.copies[pool] = Copy(
+            head, copy.refs, 1, copy.last_used, copy.pending, copy.pending_since, copy.filling, copy.leaving
+        )
         journal.set(copy, "blocks", tail)
     journal.put(state.nodes, upper.id, upper)
     journal.put(parent.children, upper.key, upper)
@@ -147,7 +149,7 @@ def add_copy(
 ) -> None:
     """A copy whose bytes are not there yet: `pending` names the engine that computes them or has them brought."""
     branches = 0 if pool.tier == GPU else sum(pool.name in child.copies for child in node.children.values())
-    copy = Copy(blocks, refs, branches, state.clock, pending, filling)
+    copy = Copy(blocks, refs, branches, state.clock, pending, state.clock, filling)
     state.journal.put(node.copies, pool.name, copy)
     _count_branch(state, pool, node, +1)
 
@@ -215,22 +217,19 @@ def _recount(state: State, pool: Pool, node: Node, copy: Copy, before: bool) -> 
 def drop_unfinished(state: State, pool: Pool, leaf: Node) -> BlockRanges:
     """Drop the pending copies at the end of a path that no request covers any more; their bytes never came."""
     dropped: BlockRanges = ()
-    for node in unfinished(leaf, pool.name, refs=0):
+    for node in unfinished(leaf, pool.name, refs=0, since=0):
         dropped = ranges.join(remove_copy(state, pool, node), dropped)
     return dropped
 
 
-def unfinished(leaf: Node, pool: str, refs: int) -> list[Node]:
-    """From `leaf` up, the nodes whose copy is pending, has `refs` refs and nothing below but the nodes before."""
+def unfinished(leaf: Node, pool: str, *, refs: int, since: int) -> list[Node]:
+    """From `leaf` up, the nodes pending at least `since`, with `refs` refs and nothing below but the nodes before."""
     nodes: list[Node] = []
     for node in path_nodes(leaf):
         copy = node.copies[pool]
-        if (
-            copy.pending is None
-            or copy.filling is not None
-            or copy.refs != refs
-            or copy.branches != (1 if nodes else 0)
-        ):
+        if copy.pending is None or copy.filling is not None or copy.pending_since < since:
+            break
+        if copy.refs != refs or copy.branches != (1 if nodes else 0):
             break
         nodes.append(node)
     return nodes
@@ -277,6 +276,7 @@ def _drop_part(state: State, pool: Pool, node: Node, kept: int) -> tuple[Node, B
     journal.set(copy, "blocks", head)
     journal.set(node, "hashes", node.hashes[: kept * BLOCK_HASH_BYTES])
     journal.set(node, "end", node.start + kept)
+    pool.eviction_order.offer(node, copy)
     return node, tail
 
 
@@ -298,7 +298,6 @@ def _remove_empty(state: State, node: Node) -> None:
         parent = node.parent
         state.journal.drop(parent.children, node.key)
         state.journal.drop(state.nodes, node.id)
-        state.places[:] = [parent if where is node else where for where in state.places]
         node = parent
 
 

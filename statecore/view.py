@@ -103,7 +103,7 @@ class IndexView:
                 raise InvalidInput("salt, adapter and extra go into hashes when they are made; give tokens instead")
             return checked_hashes(hashes)
         assert tokens is not None
-        return HashedTokens.begin(self.block_size, salt=salt, adapter=adapter, extra=tuple(extra)).extend(tokens)
+        return HashedTokens.begin(self.block_size, salt=salt, adapter=adapter, extra=extra).extend(tokens)
 
     def _engine(self, state: State) -> Engine:
         return state.engines[self.engine]

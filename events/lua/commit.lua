@@ -9,8 +9,8 @@
 --       2 engine           3 session
 --       4 base position    5 base commit id       ("0" and "" at birth)
 --       6 missed_max       entries a reply may carry
---       7..13 the record:  commit id, author, at_ms, schema, body, hashes, checksum
---       14 number of checks, then that many scopes
+--       7 commit id        8 meta: "<commit id> <author> <at_ms> <schema> <checksum>"      9 body    10 hashes
+--       11 number of checks, then that many scopes
 --          number of touches, then that many scopes
 --          number of fences, then that many pairs: engine, lowest session
 --          per job: transfer id, body
@@ -70,7 +70,7 @@ else
   missed = redis.call('XRANGE', log, id(base + 1), '+')
 end
 
-local cursor = 14
+local cursor = 11
 local function take_list(width)
   local count = tonumber(ARGV[cursor]) * width
   local list = {}
@@ -105,8 +105,7 @@ end
 
 local new = string.format('%.0f', position + 1)
 redis.call('XADD', log, new .. '-0',
-  'previous', known[2] or '', 'commit', ARGV[7], 'author', ARGV[8], 'at', ARGV[9], 'schema', ARGV[10],
-  'body', ARGV[11], 'hashes', ARGV[12], 'checksum', ARGV[13])
+  'previous', known[2] or '', 'meta', ARGV[8], 'body', ARGV[9], 'hashes', ARGV[10])
 
 local updates = {'position', new, 'commit', ARGV[7], 'layout', ARGV[1]}
 for i = 1, #touches do
