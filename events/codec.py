@@ -217,7 +217,7 @@ def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
             raise _Refused(f"unknown fact {name!r:.80}")
         if len(item) != len(spec.kinds) + 1:
             raise _Refused(f"{name} has the fields {', '.join(spec.names)}, found {len(item) - 1} values")
-        values = [
+        values: list[Any] = [
             value if type(value) is kind else _converted(spec, place, value)
             for place, (kind, value) in enumerate(zip(spec.kinds, item[1:], strict=True))
         ]
