@@ -7,8 +7,8 @@ fact three times (redis-facts C1-C3).
 
 from __future__ import annotations
 
+import re
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -21,8 +21,9 @@ from events import limits
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 
 VERSION_MIN: Final = (6, 2)
-_REFUSED: Final = (ConnectionRefusedError, FileNotFoundError, PermissionError)
-"""Causes of a failed connect: the request never left this machine."""
+_NEVER_SENT: Final = re.compile(r"(?:Error .*|Timeout) connecting to ")
+"""How the client library words a failed connect: the request never left this machine. Its exceptions' context says
+less: it may be one that the caller is handling."""
 
 _REMEDIES: Final = {
     "OOM": "the server is out of memory: raise maxmemory, or trim logs behind a snapshot",
@@ -37,7 +38,21 @@ _REMEDIES: Final = {
     "CLUSTERDOWN": "the cluster has no quorum",
     "MASTERDOWN": "the replica has lost its primary",
     "TRYAGAIN": "the cluster is moving this slot: wait",
+    "MOVED": "the server is one node of a cluster and does not hold this index: connect with a cluster client",
+    "ASK": "the cluster is moving this slot: wait",
+    "DENIED": "the server takes local connections only (protected-mode): give it a password",
 }
+_PASSING: Final = frozenset({"LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "ASK"})
+"""Conditions that end by themselves; the others last until somebody acts."""
+
+_CODE: Final = re.compile(rf"(?:^|: -)({'|'.join(_REMEDIES)})\b")
+"""Where an error's code stands in its text: first, or (from inside a script, Redis 6.2) after the script's line."""
+
+_PHRASES: Final = {
+    "can't run this command": "NOPERM",
+    "unauthenticated": "NOAUTH",
+}
+"""Errors that Redis words without a code."""
 
 
 def build_client(url: str) -> redis.Redis:
@@ -53,17 +68,21 @@ def build_client(url: str) -> redis.Redis:
             socket_timeout=limits.SOCKET_TIMEOUT_S,
             health_check_interval=0,
         )
-    except ValueError as error:
-        raise InvalidInput(f"{without_password(url)!r} is not a Redis URL: {error}") from None
+    except ValueError:
+        raise InvalidInput(
+            f"{without_password(url)!r} is not a Redis URL (scheme://[user[:password]@]host[:port][/db]; special "
+            "characters in a password are written as %XX)"
+        ) from None
 
 
 def without_password(url: str) -> str:
     """The URL as it may be shown and logged."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    scheme, _, rest = url.rpartition("://") if "://" in url else ("", "", url)
+    credentials, at, place = rest.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    shown = f"{scheme}://" if scheme else ""
+    shown += f"{user}{':***' if colon else ''}{at}{place}"
+    return re.sub(r"(?i)\b(password=)[^&#]*", r"\1***", shown)
 
 
 def check_server(client: redis.Redis) -> None:
@@ -73,11 +92,15 @@ def check_server(client: redis.Redis) -> None:
         InvalidInput: the client decodes replies, or the server is too old, evicts keys, or is a replica.
         Unavailable: it cannot be reached.
     """
+    if not isinstance(client, redis.Redis):
+        raise InvalidInput(f"client= takes a redis.Redis, not {type(client).__name__}")
     if client.get_encoder().decode_responses:
         raise InvalidInput("the client decodes replies (decode_responses=True): entries are binary, build it without")
     try:
         info = client.info()
     except (RedisError, OSError) as error:
+        if type(client).__module__.startswith("fakeredis"):
+            return
         raise unavailable(error) from error
     version = str(info.get("redis_version", "0"))
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
@@ -103,7 +126,7 @@ def unknown(error: Exception, commit_id: str) -> Unavailable | CorruptState:
     classified = _classified(error)
     if classified is not None:
         return classified
-    if isinstance(_root_cause(error), _REFUSED):
+    if _NEVER_SENT.match(str(error)):
         return Unavailable(f"the log's server cannot be reached: {_text(error)}")
     return OutcomeUnknown(f"no reply to commit {commit_id}: {_text(error)}", commit_id)
 
@@ -115,18 +138,27 @@ def is_missing_script(error: Exception) -> bool:
 def _classified(error: Exception) -> Unavailable | CorruptState | None:
     """An error reply of the server. Some arrive as classes, those from inside a script only as text (C7)."""
     text = _text(error)
-    for prefix, remedy in _REMEDIES.items():
-        if prefix in text.split(":")[0].split() or text.startswith(prefix):
-            return Unavailable(f"{remedy} ({text})")
+    code = _code(error)
+    if code is not None:
+        return Unavailable(f"{_REMEDIES[code]} ({code}: {text})", lasting=code not in _PASSING)
+    if text == "max number of clients reached":
+        return Unavailable(f"the server has too many clients: raise maxclients ({text})")
     if isinstance(error, ResponseError):
         return CorruptState(f"the server refused a well-formed request: {text}")
     return None
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
+def _code(error: Exception) -> str | None:
+    """The server's word for what is wrong. The client library takes it off the text of the errors it has classes for."""
+    code = getattr(error, "status_code", None)
+    if code in _REMEDIES:
+        return str(code)
+    if not isinstance(error, ResponseError):
+        return None
+    found = _CODE.search(str(error))
+    if found is not None:
+        return found[1]
+    return next((code for phrase, code in _PHRASES.items() if phrase in str(error)), None)
 
 
 def _text(error: BaseException) -> str:

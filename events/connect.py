@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 import redis
 
 from events.client import build_client, check_server, without_password
@@ -38,15 +36,19 @@ def connect(url: str | None = None, *, client: redis.Redis | None = None) -> Log
         return LogConnection(RedisBackend(client, owned=False), url=f"client={type(client).__name__}")
     if not isinstance(url, str):
         raise InvalidInput(f"the URL must be a string, not {type(url).__name__}")
-    scheme = urlsplit(url).scheme
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        scheme = ""
     if scheme == "memory":
         if url.rstrip("/") != "memory:":
-            raise InvalidInput(f"memory:// takes no path, got {url!r}: share the connection object instead")
+            raise InvalidInput(
+                f"memory:// takes no path, got {without_password(url)!r}: share the connection object instead"
+            )
         return LogConnection(MemoryBackend(), url=url)
     if scheme == "embedded":
         server = EmbeddedRedis(_embedded_folder(url))
         return LogConnection(_EmbeddedBackend(server), url=server.url)
-    if scheme in _REDIS_SCHEMES:
+    if scheme in _REDIS_SCHEMES and rest:
         built = build_client(url)
         check_server(built)
         return LogConnection(RedisBackend(built, owned=True), url=without_password(url))

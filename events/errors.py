@@ -23,7 +23,15 @@ class InvalidInput(StateCoreError, ValueError):
 
 
 class Unavailable(StateCoreError):
-    """The log cannot be reached, or refuses to serve. Nothing was appended."""
+    """The log cannot be reached, or refuses to serve. Nothing was appended.
+
+    Attributes:
+        lasting: the server answered, and will answer the same until somebody changes something: trying again is idle.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class OutcomeUnknown(Unavailable):

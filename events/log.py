@@ -19,7 +19,9 @@ from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from events import codec, limits
-from events.errors import OutcomeUnknown, Unavailable
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
+from events.job_ports import JobTransport, Seat
+from events.job_queue import JobDoorbell, JobQueue
 from events.policy import conflict_attempts, retrying
 from events.ports import (
     Appended,
@@ -78,7 +80,9 @@ class EventLog:
         record = self._record_of(commit)
         try:
             return self._append_once(commit, base, record)  # the usual case, without the cost of a retry policy
-        except Unavailable:
+        except Unavailable as failure:
+            if failure.lasting:
+                raise
             self._sleep(limits.RETRY_WAIT_INITIAL_S)
         try:
             for attempt in retrying(limits.APPEND_DEADLINE_S, self._sleep):
@@ -129,8 +133,13 @@ class EventLog:
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
         if isinstance(raw, Behind):
             missed = self._read_after(base.position)
+            if not missed:
+                raise CorruptState(
+                    f"the log ends at {raw.head} and holds no entry after {base.position}: deleted or trimmed"
+                )
             return self._find(commit, missed) or Conflicted("", missed)
-        return raw
+        # A client that repeats on its own may have landed it before it was fenced, or before history went on.
+        return self._find(commit, self._read_after(base.position)) or raw
 
     def _find(self, commit: Commit, entries: tuple[Entry, ...]) -> Appended | None:
         for index, entry in enumerate(entries):
@@ -156,6 +165,10 @@ class EventLog:
     def read_stored(self, after: int, limit: int | None = None) -> tuple[StoredRecord, ...]:
         """The same as bytes, for those who copy logs."""
         count = limits.READ_PAGE if limit is None else limit
+        if after < 0 or count < 1:
+            raise InvalidInput(
+                f"read takes a position of at least 0 and a limit of at least 1, not {after} and {count}"
+            )
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.read, after, count)
 
     def head(self) -> Head:
@@ -178,8 +191,11 @@ class EventLog:
 
     def follow(self, after: int) -> None:
         """Start fetching in the background what comes after this position, if that was asked for."""
-        if self._follow_wanted and self._follower is None:
-            self._follower = self._transport.follow(after)
+        if not self._follow_wanted:
+            return
+        if self._follower is not None:
+            self._follower.close()
+        self._follower = self._transport.follow(after)
 
     # --- what the machine may not make itself -----------------------------------------------------------------------
 
@@ -210,6 +226,8 @@ class Backend(Protocol):
 
     def transport(self, index: str) -> Transport: ...
 
+    def jobs(self, index: str) -> JobTransport: ...
+
     def indexes(self) -> tuple[str, ...]: ...
 
     def close(self) -> None: ...
@@ -227,6 +245,14 @@ class LogConnection:
         log = EventLog(index, self.backend.transport(index), follow=follow)
         self._logs.append(log)
         return log
+
+    def jobs(self, index: str, pool: str, rank: int, ranks: int, worker: str) -> JobQueue:
+        """The jobs of a rank of a GPU pool as one worker sees them."""
+        return JobQueue(self.backend.jobs(index), Seat(pool, rank, worker), ranks)
+
+    def doorbell(self, index: str) -> JobDoorbell:
+        """The job streams of an index from the other side: to see what is there and put back what got lost."""
+        return JobDoorbell(self.backend.jobs(index))
 
     def indexes(self) -> tuple[str, ...]:
         return self.backend.indexes()

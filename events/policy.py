@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from tenacity import (
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     stop_after_delay,
     wait_random_exponential,
@@ -23,14 +23,18 @@ from events.errors import Unavailable
 
 
 def retrying(deadline_s: float, sleep: Callable[[float], None]) -> Retrying:
-    """Repeat while the operation raises `Unavailable`, by attempts and by time; the last error comes out as it is."""
+    """Repeat while the operation raises `Unavailable` that may pass, by attempts and time; the last error comes out."""
     return Retrying(
-        retry=retry_if_exception_type(Unavailable),
+        retry=retry_if_exception(_is_passing),
         stop=stop_after_delay(deadline_s) | stop_after_attempt(limits.RETRY_ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=limits.RETRY_WAIT_INITIAL_S, max=limits.RETRY_WAIT_MAX_S),
         sleep=sleep,
         reraise=True,
     )
+
+
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, Unavailable) and not error.lasting
 
 
 def conflict_attempts(sleep: Callable[[float], None]) -> Iterator[int]:

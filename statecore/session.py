@@ -18,7 +18,7 @@ while waiting for anything, so a read-only call answers at once while another th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
 import attrs
@@ -93,7 +93,8 @@ class Session:
         """End this life in order, if it still goes on."""
         with self._turn:
             if self._end is None and self._doubt is None:
-                self.perform(Leave(self._join.engine), None, no_answer)
+                with suppress(SessionOver):  # somebody else has ended it already
+                    self.perform(Leave(self._join.engine), None, no_answer)
                 self._end = SessionOver(self._join.engine, self.number, self.number)
 
     def resolve(self) -> bool:

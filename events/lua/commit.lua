@@ -23,9 +23,11 @@
 --   {"diverged", position, found}          the history after the base does not continue the one the caller knows
 --   {"layout", found}                      the index is of another layout version
 --
--- Refusals are replies, never error(): an error would leave it open whether something was written. The only write that
--- can fail is the first, XADD (out of memory, read-only replica, wrong type), and then nothing is written.
+-- Refusals are replies, never error(): an error would leave it open whether something was written. Whatever can fail
+-- (out of memory, a read-only replica, a missing right, a key of another type) fails before the entry is added.
 
+
+local CHUNK = 4000 -- values of one call; even, because they come in pairs
 local log, head, fence = KEYS[1], KEYS[2], KEYS[3]
 local engine, session, base = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
@@ -91,30 +93,47 @@ local function reply(tag, detail)
 end
 
 if base < position then
-  local versions = redis.call('HMGET', head, unpack(checks))
-  for i = 1, #checks do
-    if versions[i] and tonumber(versions[i]) > base then
-      return reply('conflicted', checks[i])
+  for from = 1, #checks, CHUNK do
+    local versions = redis.call('HMGET', head, unpack(checks, from, math.min(from + CHUNK - 1, #checks)))
+    for i = 1, #versions do
+      if versions[i] and tonumber(versions[i]) > base then
+        return reply('conflicted', checks[from + i - 1])
+      end
     end
   end
 end
 
-for i = 4, #KEYS do
-  redis.call('XLEN', KEYS[i]) -- a key of another type stops the script here, before the first write
+-- From here on nothing may fail once something is written: first what could be refused without effect.
+if position == 0 and redis.call('EXISTS', log) == 1 then
+  return {'diverged', ARGV[4], ''} -- the head was deleted, the log was not
 end
+for i = 4, #KEYS do
+  redis.call('XLEN', KEYS[i]) -- a key of another type stops the script here
+end
+redis.call('HSET', head, 'layout', ARGV[1]) -- so does a missing right to HSET, or memory that is out
 
 local new = string.format('%.0f', position + 1)
-redis.call('XADD', log, new .. '-0',
-  'previous', known[2] or '', 'meta', ARGV[8], 'body', ARGV[9], 'hashes', ARGV[10])
+local entry = {new .. '-0', 'previous', known[2] or '', 'meta', ARGV[8], 'body', ARGV[9], 'hashes', ARGV[10]}
+local added
+if position == 0 then
+  added = redis.call('XADD', log, unpack(entry))
+else
+  added = redis.call('XADD', log, 'NOMKSTREAM', unpack(entry)) -- a log that was deleted must not begin in its middle
+end
+if not added then
+  return {'diverged', ARGV[4], ''}
+end
 
-local updates = {'position', new, 'commit', ARGV[7], 'layout', ARGV[1]}
+local updates = {'position', new, 'commit', ARGV[7]}
 for i = 1, #touches do
   updates[#updates + 1] = touches[i]
   updates[#updates + 1] = new
 end
-redis.call('HSET', head, unpack(updates))
-if #fences > 0 then
-  redis.call('HSET', fence, unpack(fences))
+for from = 1, #updates, CHUNK do
+  redis.call('HSET', head, unpack(updates, from, math.min(from + CHUNK - 1, #updates)))
+end
+for from = 1, #fences, CHUNK do
+  redis.call('HSET', fence, unpack(fences, from, math.min(from + CHUNK - 1, #fences)))
 end
 for i = 4, #KEYS do
   redis.call('XADD', KEYS[i], '*', 'transfer', ARGV[cursor], 'body', ARGV[cursor + 1])

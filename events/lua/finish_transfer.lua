@@ -1,0 +1,99 @@
+-- finish_transfer.lua: one rank reports a transfer. The last rank's report appends TransferFinished at whatever the head
+-- is and takes the job off the stream, in one step. Says what is missing otherwise. Checks everything, then writes.
+--
+-- KEYS  1 log    stream  entry id <position>-0
+--       2 head   hash    as in commit.lua
+--       3 acks   hash    of this transfer: rank -> "" (copied) or why it was not; "done" -> position of its finish
+--       4 jobs   stream  the job came from
+--
+-- ARGV  1 layout     version of the key layout the caller speaks
+--       2 group      3 entry id      of the job
+--       4 rank       5 ranks         of the transfer
+--       6 reason     "" when this rank has copied; else why not
+--       7 ttl        milliseconds that the acks stay once the transfer is finished
+--       8 outcome    what the record below says: "ok" or "failed"
+--       9..15 the record: commit id, author, at_ms, schema, body, hashes, checksum
+--       16.. scopes that this record touches
+--
+-- Replies (arrays). `acked` is 1 when the job was still on this rank's list, 0 when somebody took it off before.
+--   {"reported", ranks that have, acked}   the others are still copying
+--   {"finished", position, acked}          this was the last one; the record is in the log
+--   {"duplicate", position, acked}         it was finished before; nothing appended
+--   {"outcome", rank, reason, ...}         all have reported, and the record says something else than they did: nothing
+--                                          written, nothing acknowledged. Make the record for these failures (none: ok)
+--                                          and call again
+--   {"gone", "", acked}                    there is no such index any more
+--   {"layout", found}                      the index is of another layout version
+--
+-- A rank's first report counts: an outcome never turns round, however often a job is carried out. Only the first write
+-- can fail (out of memory, read-only replica), and then nothing is written.
+
+local log, head, acks, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+local known = redis.call('HMGET', head, 'position', 'commit', 'layout')
+if known[3] and known[3] ~= ARGV[1] then
+  return {'layout', known[3]}
+end
+local done = redis.call('HGET', acks, 'done')
+redis.call('XLEN', log) -- a key of another type stops the script here, before the first write
+redis.call('XLEN', jobs)
+
+local function dismiss()
+  return redis.call('XACK', jobs, ARGV[2], ARGV[3])
+end
+
+if done then
+  redis.call('XDEL', jobs, ARGV[3])
+  return {'duplicate', done, dismiss()}
+end
+if not known[1] then
+  return {'gone', '', dismiss()}
+end
+
+local ranks = tonumber(ARGV[5])
+local reports = {}
+local stored = redis.call('HGETALL', acks)
+for i = 1, #stored, 2 do
+  reports[stored[i]] = stored[i + 1]
+end
+if not reports[ARGV[4]] then
+  reports[ARGV[4]] = ARGV[6]
+end
+local count, outcome, failures = 0, 'ok', {'outcome'}
+for number = 0, ranks - 1 do
+  local rank = string.format('%.0f', number)
+  local reason = reports[rank]
+  if reason then
+    count = count + 1
+    if reason ~= '' then
+      outcome = 'failed'
+      failures[#failures + 1] = rank
+      failures[#failures + 1] = reason
+    end
+  end
+end
+
+if count < ranks then
+  redis.call('HSETNX', acks, ARGV[4], ARGV[6])
+  return {'reported', count, dismiss()}
+end
+if outcome ~= ARGV[8] then
+  return failures
+end
+
+local new = string.format('%.0f', tonumber(known[1]) + 1)
+if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
+  'previous', known[2] or '', 'commit', ARGV[9], 'author', ARGV[10], 'at', ARGV[11], 'schema', ARGV[12],
+  'body', ARGV[13], 'hashes', ARGV[14], 'checksum', ARGV[15]) then
+  return {'gone', '', dismiss()} -- a log that was deleted must not begin again in the middle
+end
+local updates = {'position', new, 'commit', ARGV[9], 'layout', ARGV[1]}
+for i = 16, #ARGV do
+  updates[#updates + 1] = ARGV[i]
+  updates[#updates + 1] = new
+end
+redis.call('HSET', head, unpack(updates))
+redis.call('HSET', acks, 'done', new)
+redis.call('PEXPIRE', acks, ARGV[7])
+redis.call('XDEL', jobs, ARGV[3])
+return {'finished', new, dismiss()}
