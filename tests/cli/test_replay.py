@@ -1,0 +1,130 @@
+"""`statecore replay`: the state it rebuilds is the one the engines had."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from ops.cli import output, replaying
+from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
+
+
+def test_the_digest_is_the_one_the_engines_had(story: Story) -> None:
+    """A replay would prove nothing about the processes that served."""
+    for position, digest in story.digests.items():
+        result = statecore("replay", "--url", story.url, "--index", INDEX, "--to", position, "--digest")
+        assert (result.exit_code, result.stdout) == (0, f"{digest}\n")
+
+
+def test_the_digest_as_json_says_where(story: Story) -> None:
+    """A program that compares replicas could not tell which position a digest is of."""
+    assert answer(statecore("replay", "--url", story.url, "--index", INDEX, "--to", 7, "--digest", "--json")) == {
+        "position": 7,
+        "digest": story.digests[7],
+    }
+
+
+def test_the_summary_counts_every_block_once(story: Story) -> None:
+    """An operator would size a pool by numbers that do not add up."""
+    summary = answer(statecore("replay", "--url", story.url, "--index", INDEX, "--to", story.before_end, "--json"))
+
+    assert summary["index"] == INDEX
+    assert summary["position"] == story.before_end
+    assert summary["digest"] == story.digests[story.before_end]
+    assert summary["pools"] == [
+        {
+            "pool": "gpu", "tier": "gpu", "blocks": 24, "free": 0, "cached": 1, "pinned": 10, "private": 13, "used": 23,
+            "evicted": 1,
+        }
+    ]  # fmt: skip
+    assert summary["requests"] == 4
+    assert summary["counters"] == {
+        "requests_seen": 5, "requests_hit": 1, "prompt_tokens": 160, "matched_tokens": 12, "hit_rate": 12 / 160,
+    }  # fmt: skip
+    engines = summary["engines"]
+    assert isinstance(engines, list)
+    assert [(engine["engine"], engine["session"], engine["alive"], engine["requests"]) for engine in engines] == [
+        ("engine-0", 1, True, 1),
+        ("engine-1", 1, True, 3),
+    ]
+
+
+def test_the_summary_reads_well_in_a_pipe(story: Story) -> None:
+    """In a pipe or a ticket the tables would be cut off, or full of control characters."""
+    result = statecore("replay", "--url", story.url, "--index", INDEX)
+
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\u2026" not in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["position", "19"]
+    assert lines[3].split() == ["digest", story.digests[19]]
+    assert "engine-1        2  alive  gpu" in result.stdout
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_an_exported_file_leads_to_the_same_state(story: Story, exported: object) -> None:
+    """A colleague without access to the server would debug another state."""
+    result = statecore("replay", "--file", exported, "--digest")
+
+    assert result.stdout.strip() == story.digests[story.end]
+
+
+def test_position_zero_is_the_state_before_everything(story: Story) -> None:
+    """Looking at the beginning would fail on an index that has nothing yet."""
+    result = statecore("replay", "--url", story.url, "--index", INDEX, "--to", 0)
+
+    assert result.exit_code == 0
+    assert "Pools: none yet" in result.stdout
+    assert "Engines: none yet" in result.stdout
+
+
+@pytest.mark.parametrize(("position", "code"), [(20, 2), (-1, 2)])
+def test_a_position_outside_the_log_is_refused(story: Story, position: int, code: int) -> None:
+    """The state of a position that does not exist would be taken for the state of one that does."""
+    message = complaint(statecore("replay", "--url", story.url, "--index", INDEX, "--to", position), code)
+
+    assert str(position) in message
+
+
+def test_invariants_are_checked_every_so_many_commits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that breaks in the middle and looks whole at the end would pass."""
+    checked: list[int] = []
+
+    def violations(state: object) -> list[str]:
+        checked.append(getattr(state, "position", -1))
+        return ["block 3 is nowhere", "so is 4"] if checked[-1] == 12 else []
+
+    monkeypatch.setattr(replaying, "violations", violations)
+
+    result = statecore("replay", "--url", story.url, "--index", INDEX, "--check-invariants", 4)
+
+    assert complaint(result, 1) == "an invariant does not hold: block 3 is nowhere (and 1 more) at position 12"
+    assert checked == [4, 8, 12]
+
+
+def test_a_long_replay_shows_its_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay of a million commits would look as if it hung."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(output, "_QUIET_S", 0.0)
+
+    assert list(output.progress(iter("abc"), 3, "replaying")) == ["a", "b", "c"]
+    assert "replaying" in terminal.getvalue()
+
+
+def test_no_progress_bar_ends_up_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a nightly job would fill with bars."""
+    collected = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", collected)
+    monkeypatch.setattr(output, "_QUIET_S", 0.0)
+
+    assert list(output.progress(iter("abc"), 3, "replaying")) == ["a", "b", "c"]
+    assert collected.getvalue() == ""

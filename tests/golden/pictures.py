@@ -1,0 +1,141 @@
+"""Facts and states in words, for stories: compact, stable, made to be checked by eye.
+
+Owns the wording only. Knows the facts and the records of the state; does nothing to them. Tokens are shown instead of
+block hashes, which nobody can read: the runner says which hash stands for which tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from events.facts import (
+    BLOCK_HASH_BYTES,
+    BlockRanges,
+    BlocksAllocated,
+    BlocksRecycled,
+    CopyEvicted,
+    EngineJoined,
+    EngineLeft,
+    EngineLost,
+    Fact,
+    IndexCreated,
+    PathExtended,
+    PathReady,
+    PoolAdded,
+    PrefixMatched,
+    RequestReleased,
+)
+from statecore import ranges
+from statecore.state import Copy, Node, State, request_table
+
+TokensOf = Mapping[bytes, Sequence[int]]
+
+
+def ids(blocks: Iterable[tuple[int, int]]) -> str:
+    """`0-3,7`; `-` for none."""
+    spans = [f"{start}" if count == 1 else f"{start}-{start + count - 1}" for start, count in blocks]
+    return ",".join(spans) or "-"
+
+
+def ids_of_list(blocks: Sequence[int]) -> str:
+    return ids(ranges.of_ids(blocks))
+
+
+def fact_in_words(fact: Fact) -> str:
+    match fact:
+        case IndexCreated():
+            return f"index of {fact.block_size}-token blocks"
+        case PoolAdded():
+            return f"pool {fact.pool} ({fact.tier}) of {fact.blocks} blocks"
+        case EngineJoined():
+            return f"{fact.engine} joins, session {fact.session}, pool {fact.gpu_pool}"
+        case EngineLeft():
+            return f"{fact.engine} leaves, session {fact.session}"
+        case EngineLost():
+            return f"{fact.engine} is lost, session {fact.session}"
+        case PrefixMatched():
+            hit = f"{fact.depth} blocks at node {fact.node}" if fact.depth else "nothing"
+            return f"{fact.engine}/{fact.request} matches {hit} for {fact.prompt_tokens} tokens"
+        case BlocksAllocated():
+            return f"{_owner(fact)} is given {ids(fact.blocks)} of {fact.pool}"
+        case BlocksRecycled():
+            return f"{_owner(fact)} gives back {ids(fact.blocks)} of {fact.pool}"
+        case PathExtended():
+            end = fact.depth + len(fact.hashes) // BLOCK_HASH_BYTES
+            duplicates = f", duplicates {ids(fact.duplicates)}" if fact.duplicates else ""
+            return (
+                f"{fact.engine}/{fact.request} path grows {fact.depth} -> {end}, adopts {ids(fact.adopted)}{duplicates}"
+            )
+        case PathReady():
+            return f"{fact.engine}/{fact.request} ready to {fact.depth}"
+        case RequestReleased():
+            return f"{fact.engine}/{fact.request} ends, frees {ids(fact.freed)}"
+        case CopyEvicted():
+            return f"{fact.pool} evicts {ids(fact.blocks)}, end of node {fact.node} at depth {fact.depth}"
+
+
+def _owner(fact: BlocksAllocated | BlocksRecycled) -> str:
+    return fact.engine if fact.request is None else f"{fact.engine}/{fact.request}"
+
+
+def pools(state: State) -> list[str]:
+    return [
+        f"{pool.name}: free {ids(pool.free)}, unpinned {pool.unpinned}, evicted {pool.evicted}, of {pool.blocks}"
+        for _, pool in sorted(state.pools.items())
+    ]
+
+
+def engines(state: State) -> list[str]:
+    """Life, requests, blocks held without one, and the counters: hits of requests, reused tokens of prompt tokens."""
+    lines = []
+    for _, engine in sorted(state.engines.items()):
+        held = " ".join(f"{pool}:{ids(blocks)}" for pool, blocks in sorted(engine.held.items()) if blocks.total)
+        lines.append(
+            f"{engine.name}: session {engine.session} {'alive' if engine.alive else 'over'}, pool {engine.gpu_pool}, "
+            f"requests {' '.join(sorted(engine.requests)) or '-'}, holds {held or '-'}, "
+            f"hits {engine.requests_hit} of {engine.requests_seen}, "
+            f"reused {engine.matched_tokens} of {engine.prompt_tokens} tokens"
+        )
+    return lines
+
+
+def request(state: State, engine_name: str, request_id: str) -> list[str]:
+    engine = state.engines[engine_name]
+    found = engine.requests.get(request_id)
+    if found is None:
+        return [f"{engine_name} has no request {request_id}"]
+    table = ranges.ids(request_table(found, engine.gpu_pool))
+    duplicates = " ".join(f"{depth}:{ids(own)}" for depth, own in found.duplicates)
+    return [
+        f"table {','.join(map(str, table)) or '-'}: path of {found.path_blocks} to node {found.leaf.id}, "
+        f"private {ids(found.private)}" + (f", duplicates {duplicates}" if duplicates else "")
+    ]
+
+
+def tree(state: State, tokens_of: TokensOf) -> list[str]:
+    """One line per node, children below their parent, in order of their tokens."""
+    lines: list[str] = []
+
+    def visit(node: Node, indent: str) -> None:
+        for child in sorted(node.children.values(), key=lambda child: tuple(tokens_of[child.key])):
+            copies = "; ".join(_copy(pool, copy) for pool, copy in sorted(child.copies.items()))
+            lines.append(
+                f"{indent}node {child.id}, blocks {child.start + 1}..{child.end} ({_run(child, tokens_of)}): {copies}"
+            )
+            visit(child, indent + "  ")
+
+    visit(state.root, "")
+    return lines or ["empty"]
+
+
+def _copy(pool: str, copy: Copy) -> str:
+    pending = f", pending by {copy.pending}" if copy.pending is not None else ""
+    return f"{pool} {ids(copy.blocks)}, refs {copy.refs}, used at {copy.last_used}{pending}"
+
+
+def _run(node: Node, tokens_of: TokensOf) -> str:
+    """The tokens of a run: `1..8 50..53`."""
+    size = BLOCK_HASH_BYTES
+    tokens = [token for at in range(0, len(node.hashes), size) for token in tokens_of[node.hashes[at : at + size]]]
+    spans: BlockRanges = ranges.of_ids(tokens)
+    return " ".join(f"{start}..{start + count - 1}" if count > 1 else str(start) for start, count in spans)
