@@ -14,7 +14,6 @@ from __future__ import annotations
 import typing
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
@@ -122,30 +121,15 @@ def _ranges(value: object) -> BlockRanges:
     return tuple(ranges)
 
 
-def _hash_count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise _Refused(f"{value!r:.80} is not a number of hashes")
-    return value
-
-
-def _text_or_none(value: object) -> str | None:
-    if value is not None and type(value) is not str:
-        raise _Refused(f"{value!r:.80} is neither a string nor null")
-    return value
-
-
-def _wrong(kind: type, value: object) -> object:
-    raise _Refused(f"{value!r:.80} is not of type {kind.__name__}")
-
-
-_PLAIN: Final = (int, str, bool)
-"""Types JSON has itself: a value must be of exactly that type."""
-
-_CONVERTED: Final[dict[object, Callable[[object], object]]] = {
-    BlockRanges: _ranges,
-    bytes: _hash_count,
-    str | None: _text_or_none,
+_JSON_TYPES: Final[dict[object, type]] = {
+    int: int,
+    str: str,
+    bool: bool,
+    str | None: str,
+    BlockRanges: list,
+    bytes: int,
 }
+"""What JSON holds for a field of each type; hashes are counted there and stand beside the body."""
 
 
 @attrs.frozen
@@ -153,17 +137,19 @@ class _Spec:
     """How one fact type is written.
 
     Attributes:
-        kinds: per field the exact type JSON gives it, None where it has to be converted.
-        converters: per field what makes of the JSON value what the record holds, or refuses it.
-        hash_field: place of the field that holds hashes, which go beside the body.
+        types: per field what JSON holds for it.
+        optional: places that may be null.
+        ranges: places of block ranges.
+        hashes: place of the field that holds hashes.
     """
 
     fact: type[Fact]
     names: tuple[str, ...]
-    kinds: tuple[type | None, ...]
-    converters: tuple[Callable[[object], Any], ...]
+    types: tuple[type, ...]
+    optional: frozenset[int]
+    ranges: tuple[int, ...]
+    hashes: int | None
     values: Callable[[Fact], tuple[object, ...]]
-    hash_field: int | None
 
 
 def _spec(fact_type: type[Fact]) -> _Spec:
@@ -175,10 +161,11 @@ def _spec(fact_type: type[Fact]) -> _Spec:
     return _Spec(
         fact=fact_type,
         names=names,
-        kinds=tuple(hints[name] if hints[name] in _PLAIN else None for name in names),
-        converters=tuple(_CONVERTED.get(hints[name]) or partial(_wrong, hints[name]) for name in names),
+        types=tuple(_JSON_TYPES[hints[name]] for name in names),
+        optional=frozenset(place for place, name in enumerate(names) if hints[name] == (str | None)),
+        ranges=tuple(place for place, name in enumerate(names) if hints[name] == BlockRanges),
+        hashes=binary[0] if binary else None,
         values=attrgetter(*names),
-        hash_field=binary[0] if binary else None,
     )
 
 
@@ -189,13 +176,13 @@ _SPECS_BY_TYPE: Final = {spec.fact: spec for spec in _SPECS.values()}
 def _fact_to_json(fact: Fact, hashes: list[bytes]) -> list[object]:
     spec = _SPECS_BY_TYPE[type(fact)]
     plain: list[object] = [type(fact).__name__, *spec.values(fact)]
-    if spec.hash_field is not None:
-        joined = plain[spec.hash_field + 1]
+    if spec.hashes is not None:
+        joined = plain[spec.hashes + 1]
         assert isinstance(joined, bytes)
         if len(joined) % BLOCK_HASH_BYTES:
             raise InvalidInput(f"{len(joined)} bytes are not whole block hashes of {BLOCK_HASH_BYTES}")
         hashes.append(joined)
-        plain[spec.hash_field + 1] = len(joined) // BLOCK_HASH_BYTES
+        plain[spec.hashes + 1] = len(joined) // BLOCK_HASH_BYTES
     return plain
 
 
@@ -215,27 +202,31 @@ def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
         spec = _SPECS.get(name) if type(name) is str else None
         if spec is None:
             raise _Refused(f"unknown fact {name!r:.80}")
-        if len(item) != len(spec.kinds) + 1:
-            raise _Refused(f"{name} has the fields {', '.join(spec.names)}, found {len(item) - 1} values")
-        values: list[Any] = [
-            value if type(value) is kind else _converted(spec, place, value)
-            for place, (kind, value) in enumerate(zip(spec.kinds, item[1:], strict=True))
-        ]
-        if spec.hash_field is not None:
-            end = taken + values[spec.hash_field] * BLOCK_HASH_BYTES
-            values[spec.hash_field] = hashes[taken:end]
-            taken = end
+        values: list[Any] = item[1:]
+        if tuple(map(type, values)) != spec.types:
+            _check_types(spec, values)
+        for place in spec.ranges:
+            values[place] = _ranges(values[place])
+        if spec.hashes is not None:
+            count = values[spec.hashes]
+            if count < 0:
+                raise _Refused(f"{spec.names[spec.hashes]} of {name}: {count} is not a number of hashes")
+            values[spec.hashes] = hashes[taken : taken + count * BLOCK_HASH_BYTES]
+            taken += count * BLOCK_HASH_BYTES
         facts.append(spec.fact(*values))
     if taken != len(hashes):
         raise _Refused(f"facts name {taken} bytes of hashes, entry holds {len(hashes)}")
     return tuple(facts)
 
 
-def _converted(spec: _Spec, place: int, value: object) -> Any:
-    try:
-        return spec.converters[place](value)
-    except _Refused as refused:
-        raise _Refused(f"{spec.names[place]} of {spec.fact.__name__}: {refused}") from None
+def _check_types(spec: _Spec, values: list[object]) -> None:
+    """The types are not all the plain ones: refuse the first that may not be as it is."""
+    name = spec.fact.__name__
+    if len(values) != len(spec.types):
+        raise _Refused(f"{name} has the fields {', '.join(spec.names)}, found {len(values)} values")
+    for place, (value, kind) in enumerate(zip(values, spec.types, strict=True)):
+        if type(value) is not kind and not (value is None and place in spec.optional):
+            raise _Refused(f"{spec.names[place]} of {name}: {value!r:.80} is not of type {kind.__name__}")
 
 
 def _author(author: str) -> tuple[str, int]:
