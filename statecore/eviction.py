@@ -41,9 +41,9 @@ def choose_victims(state: State, pool: Pool, deficit: int) -> list[Victim]:
 
     def next_in_order() -> Node | None:
         while (node := order.pop(nodes)) is not None:
-            popped.append(node)
-            if node.id not in seen:
+            if node.id not in seen:  # a copy may stand in the order twice; once is enough
                 seen.add(node.id)
+                popped.append(node)
                 return node
         return None
 

@@ -36,12 +36,12 @@ class EvictionOrder:
         heap = self._heap
         while heap:
             entry = heapq.heappop(heap)
-            self._skipped.append(entry)
             node = nodes.get(entry[2])
             if node is not None:
                 copy = node.copies.get(self._pool)
                 if copy is not None and entry[:2] == (copy.last_used, -node.end) and copy.evictable:
                     return node
+            self._skipped.append(entry)
         return None
 
     def entries(self) -> set[tuple[int, int, int]]:

@@ -333,8 +333,12 @@ class CacheIndex(IndexView):
 
     # --- end --------------------------------------------------------------------------------------------------------
 
+    def leave(self) -> None:
+        """End this life in order: its requests are released, what is cached stays. Questions are answered as before."""
+        self._session.leave()
+
     def close(self) -> None:
-        """Leave the index in order and close the log. What is cached stays."""
+        """Leave, and close the log."""
         try:
             self._session.leave()
         finally:

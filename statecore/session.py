@@ -198,7 +198,7 @@ class Session:
         with self._turn:
             if self._step is not None:
                 raise InvalidInput("a step in progress rests on the position it began at; refresh outside of it")
-            self._require_usable()
+            self._require_readable()
             with self._ending_if_corrupt():
                 while entries := self._log.read(self._replica.state.position):
                     with self._guard:
@@ -266,8 +266,8 @@ class Session:
     def _commit(self, step: Step) -> None:
         scope = ""
         for attempt in self._log.attempts():
-            if attempt > _FRESH_ATTEMPTS:  # there was a wait: what was decided before it is stale
-                news = self._log.read(self._replica.state.position)
+            if attempt > 1:  # what the last reply brought is enough for the second; before later ones there was a wait
+                news = self._log.read(self._replica.state.position) if attempt > _FRESH_ATTEMPTS else ()
                 with self._guard:
                     self._decide_again(step, news)
             if not step.facts:
@@ -284,7 +284,8 @@ class Session:
                     case Conflicted():
                         self.conflicts += 1
                         scope = reply.scope
-                        self._decide_again(step, reply.missed)
+                        self._replica.undo()
+                        self._apply(reply.missed)
                     case Fenced() | Diverged():
                         raise self._ended(reply)
         raise Contended(step.attempts, scope)
@@ -392,6 +393,12 @@ class Session:
     def _require_usable(self) -> None:
         if self._end is not None:
             raise self._end.with_traceback(None)  # it is raised again and again, and must not grow
+        self._require_readable()
+
+    def _require_readable(self) -> None:
+        """A life that is over may still be followed, for questions; a broken history or an open step may not."""
+        if isinstance(self._end, CorruptState):
+            raise self._end.with_traceback(None)
         if self._doubt is not None:
             raise Unavailable(
                 f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"
