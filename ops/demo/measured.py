@@ -61,8 +61,18 @@ class MeasuredLog:
     def follow(self, after: int) -> None:
         self._log.follow(after)
 
-    def arrived(self) -> tuple[Entry, ...]:
-        return self._log.arrived()
+    @property
+    def following(self) -> bool:
+        return self._log.following
+
+    def arrived(self, after: int) -> tuple[Entry, ...]:
+        return self._log.arrived(after)
+
+    def wait(self, after: int, timeout_s: float) -> None:
+        self._log.wait(after, timeout_s)
+
+    def until(self, timeout_s: float) -> Iterator[float]:
+        return self._log.until(timeout_s)
 
     def mutex(self) -> AbstractContextManager[object]:
         return self._log.mutex()
