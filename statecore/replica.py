@@ -109,6 +109,5 @@ class Replica:
         state.position = position
         state.last_commit_id = commit_id
         state.clock = position + 1
-        state.committed_nodes = state.next_node
         for pool in state.pools.values():
             pool.eviction_order.settle(state.nodes)

@@ -66,11 +66,12 @@ class Session:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def join(self) -> None:
-        """Read the log, then append the beginning of a new life.
+    def join(self, on_begin: Callable[[], None] = lambda: None) -> None:
+        """Read the log, then append the beginning of a new life; `on_begin` is called when it stands.
 
         Raises:
             Rejection: the index was made with other settings.
+            OutcomeUnknown: `resolve` tells whether the new life began. The old one is over in any case.
             Unavailable, CorruptState: as everywhere.
         """
         with self._turn:
@@ -78,34 +79,47 @@ class Session:
                 raise InvalidInput("a new life cannot begin within a step of the old one")
             if isinstance(self._end, CorruptState):
                 self._replica = Replica()
-            ended = SessionOver(self._join.engine, self.number, self.number)
-            self._end, self._doubt, self.number = None, None, 0
-            try:
-                self.refresh()
-                with self._begin(explicit=False):
-                    self.perform(self._join, None, no_answer)
-            except BaseException as error:
-                self._end, self._doubt = error if isinstance(error, CorruptState) else ended, None
-                raise
-            self._log.follow(self._replica.state.position)
+            self._end = SessionOver(self._join.engine, self.number, self.number)
+            self._doubt, self.number = None, 0
+            self.refresh()
+            with self._begin(explicit=False) as step:
+                self.perform(self._join, None, no_answer)
+                step.when_it_stands(lambda: self._begun(on_begin))
+
+    def _begun(self, on_begin: Callable[[], None]) -> None:
+        self._end = None
+        self._log.follow(self._replica.state.position)
+        on_begin()
 
     def leave(self) -> None:
-        """End this life in order, if it still goes on."""
+        """End this life in order, if it still goes on; what is in doubt is resolved first.
+
+        Raises:
+            OutcomeUnknown, Unavailable: it may still be alive.
+        """
         with self._turn:
-            if self._end is None and self._doubt is None:
-                with suppress(SessionOver):  # somebody else has ended it already
-                    self.perform(Leave(self._join.engine), None, no_answer)
-                self._end = SessionOver(self._join.engine, self.number, self.number)
+            if self._doubt is not None:
+                self.resolve()
+            if self._end is not None:
+                return
+            with suppress(SessionOver), self.step_of_one() as step:  # somebody else may have ended it already
+                self.perform(Leave(self._join.engine), None, no_answer)
+                step.when_it_stands(self._left)
+
+    def _left(self) -> None:
+        self._end = SessionOver(self._join.engine, self.number, self.number)
 
     def resolve(self) -> bool:
         """Find out what became of the step whose outcome is unknown; True if it stands (or nothing was in doubt).
 
         Raises:
             OutcomeUnknown: the server still does not answer.
+            SessionOver, CorruptState: this life is over.
         """
         with self._turn:
             doubt = self._doubt
             if doubt is None:
+                self._require_usable()
                 return True
             reply = self._log.append(doubt.commit, doubt.base)
             self._doubt = None
@@ -113,13 +127,12 @@ class Session:
                 match reply:
                     case Appended():
                         self._land(doubt.step, doubt.base, doubt.commit, reply)
-                        doubt.step.redo_memos()
-                        return True
                     case Conflicted():
                         self._apply(reply.missed)
                         return False
                     case Fenced() | Diverged():
                         raise self._ended(reply)
+            return True
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -223,7 +236,7 @@ class Session:
         step = self._step = Step(explicit=explicit)
         try:
             yield step
-            if self._end is not None:  # the caller swallowed it, the step is undone
+            if isinstance(self._end, CorruptState):  # the caller swallowed it, the step is undone
                 raise self._end
             self._commit(step)
         except BaseException as error:
@@ -327,9 +340,14 @@ class Session:
             replica.redo(commit.facts)
         replica.settle(reply.position, commit.id)
         self._outcomes.note(commit.facts)
-        step.position = reply.position
+        self._stands(step, commit, reply.position)
+
+    def _stands(self, step: Step, commit: Commit, position: int) -> None:
         self.number = commit.session
         self.commits += 1
+        if step is not self._step:  # it was undone when its reply did not come
+            step.redo_memos()
+        step.stands(position)
 
     def _decide_again(self, step: Step, missed: tuple[Entry, ...]) -> None:
         self._replica.undo()
@@ -362,6 +380,9 @@ class Session:
             self._replica.apply_all(entries)
         for entry in entries:
             self._outcomes.note(entry.facts)
+            if self._doubt is not None and entry.id == self._doubt.commit.id:
+                doubt, self._doubt = self._doubt, None
+                self._stands(doubt.step, doubt.commit, entry.position)
 
     @contextmanager
     def _ending_if_corrupt(self) -> Iterator[None]:
@@ -393,16 +414,15 @@ class Session:
     def _require_usable(self) -> None:
         if self._end is not None:
             raise self._end.with_traceback(None)  # it is raised again and again, and must not grow
-        self._require_readable()
-
-    def _require_readable(self) -> None:
-        """A life that is over may still be followed, for questions; a broken history or an open step may not."""
-        if isinstance(self._end, CorruptState):
-            raise self._end.with_traceback(None)
         if self._doubt is not None:
             raise Unavailable(
                 f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"
             )
+
+    def _require_readable(self) -> None:
+        """A life that is over may still be followed, for questions; a broken history may not."""
+        if isinstance(self._end, CorruptState):
+            raise self._end.with_traceback(None)
 
     def _require_alive(self) -> None:
         """This life may have been ended by somebody else."""

@@ -261,15 +261,13 @@ class State:
         clock: position of the commit being applied or decided; what "last used" is measured in.
         nodes: every node by id, the root (id 0, no blocks) included.
         next_node: id the next node gets.
-        committed_nodes: `next_node` when the commit at hand began: lower ids are the same in every replica.
         places: where each fact of the commit at hand ended its path (see `events/facts.py`, Places).
-        place_of: id of a node made in this commit -> number (1-based) of the fact that made it.
+        place_of: id of a node that this commit made, or brought a copy to -> number (1-based) of the fact that did.
     """
 
     __slots__ = (
         "block_size",
         "clock",
-        "committed_nodes",
         "engines",
         "free_high",
         "free_low",
@@ -304,7 +302,6 @@ class State:
         self.root = Node(ROOT_ID, None, 0, b"")
         self.nodes: dict[int, Node] = {ROOT_ID: self.root}
         self.next_node = 1
-        self.committed_nodes = 1
         self.places: list[Node | None] = []
         self.place_of: dict[int, int] = {}
         self.journal = Journal()

@@ -45,12 +45,22 @@ class Step:
     explicit: bool = attrs.field(default=True, repr=False)
     operations: list[Operation] = attrs.field(factory=list, repr=False)
     facts: list[Fact] = attrs.field(factory=list, repr=False)
+    _then: list[Callable[[], None]] = attrs.field(factory=list, repr=False)
     _memos: list[tuple[Callable[[], None], Callable[[], None]]] = attrs.field(factory=list, repr=False)
 
     def memo(self, redo: Callable[[], None], undo: Callable[[], None]) -> None:
         """Change something the caller keeps beside the state; it goes back if the step does."""
         redo()
         self._memos.append((redo, undo))
+
+    def when_it_stands(self, then: Callable[[], None]) -> None:
+        """Call this once the step is in the log, and never if it is not."""
+        self._then.append(then)
+
+    def stands(self, position: int) -> None:
+        self.position = position
+        for then in self._then:
+            then()
 
     def undo_memos(self) -> None:
         for _, undo in reversed(self._memos):

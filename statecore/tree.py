@@ -69,8 +69,13 @@ def filling_on(leaf: Node, pool: str) -> str | None:
 
 
 def place(state: State, node: Node) -> int:
-    """How a fact names this node: its id, or the number of the fact of this commit that made it, negative."""
-    return node.id if node.id < state.committed_nodes else -state.place_of[node.id]
+    """How a fact names this node: its id, or, negative, the number of the fact of this commit that it stands on.
+
+    The latter for nodes the commit made, and for those it brought a copy to: until then only other pools held them, and
+    may have dropped them by the time the commit lands.
+    """
+    fact = state.place_of.get(node.id)
+    return node.id if fact is None else -fact
 
 
 def node_at(state: State, named: int, depth: int) -> Node:
@@ -151,6 +156,8 @@ def add_copy(
     branches = 0 if pool.tier == GPU else sum(pool.name in child.copies for child in node.children.values())
     copy = Copy(blocks, refs, branches, state.clock, pending, state.clock, filling)
     state.journal.put(node.copies, pool.name, copy)
+    if node.id not in state.place_of:
+        state.journal.put(state.place_of, node.id, len(state.places) + 1)
     _count_branch(state, pool, node, +1)
 
 
