@@ -15,10 +15,10 @@ import redis
 from redis.exceptions import RedisError
 
 from events import client as clients
-from events import keys
+from events import keys, limits
 from events.errors import CorruptState, InvalidInput, Unavailable
 from events.follow import RedisFollower
-from events.limits import FOLLOW_BLOCK_S, MISSED_ENTRIES_MAX
+from events.limits import MISSED_ENTRIES_MAX
 from events.ports import (
     Base,
     Behind,
@@ -105,7 +105,8 @@ class RedisTransport:
         return Head(int(position), (commit_id or b"").decode(), first)
 
     def wait(self, after: int, timeout_s: float) -> None:
-        longest = max(1, int(min(timeout_s, FOLLOW_BLOCK_S) * 1000))
+        theirs = self._client.connection_pool.connection_kwargs.get("socket_timeout") or limits.SOCKET_TIMEOUT_S
+        longest = max(1, int(min(timeout_s, limits.FOLLOW_BLOCK_S, theirs / 2) * 1000))  # it must end first (C5)
         try:
             self._client.xread({self._keys.log: keys.entry_id(after)}, count=1, block=longest)
         except (RedisError, OSError) as error:
@@ -133,7 +134,8 @@ class RedisBackend:
         pattern = keys.IndexKeys.of("_").head.replace("_", "*")
         before, after = pattern.split("*")
         try:
-            found = [key.decode() for key in self._client.scan_iter(match=pattern, count=1000)]
+            heads = list(self._client.scan_iter(match=pattern, count=1000))
+            found = [key.decode() for key in heads if self._client.hexists(key, keys.HEAD_POSITION)]
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         return tuple(sorted(key[len(before) : -len(after)] for key in found))

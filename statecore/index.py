@@ -302,8 +302,7 @@ class CacheIndex(IndexView):
 
     def rejoin(self) -> None:
         """Begin a new life of this engine; everything of the old one is released and fenced."""
-        with self._session.turn():
-            self._session.join(self._sequences.clear)
+        self._session.join(self._sequences.clear)
 
     # --- this life ---------------------------------------------------------------------------------------------------
 

@@ -21,20 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
-import attrs
-
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, StateCoreError, Unavailable
-from events.facts import EngineJoined
 from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Entry, Fenced, Log
 from statecore.answers import no_answer
-from statecore.commands import BringIn, Command, Join, Leave, Match
+from statecore.commands import Command, Join, Leave
 from statecore.outcomes import Outcomes
-from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver, StepConflict, UnknownTransfer
+from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver, UnknownTransfer
 from statecore.replica import Replica
 from statecore.results import UNDER_WAY, TransferState
-from statecore.scopes import fences_of, jobs_of, scopes_of
 from statecore.state import State
-from statecore.step import Doubt, Fill, Operation, Step, counted
+from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
 Answer = TypeVar("Answer")
 
@@ -160,10 +156,6 @@ class Session:
                 raise refusal
         return answer
 
-    def turn(self) -> AbstractContextManager[object]:
-        """Context in which no other thread's step can come between two calls."""
-        return self._turn
-
     def read(self, query: Callable[[State], Answer]) -> Answer:
         """Ask the replica something; waits for nobody's commit."""
         with self._guard:
@@ -192,7 +184,9 @@ class Session:
                         f"transfer {transfer!r} cannot end before the step at hand has; wait outside of it"
                     )
                 self._require_usable()
-                self._catch_up()
+                if not self._log.following:
+                    self.refresh()
+                self._catch_up_with_arrived()
                 known = self.transfer(transfer)
                 after = self._replica.state.position
             if not known.under_way:
@@ -286,7 +280,10 @@ class Session:
             if not step.facts:
                 return
             with self._guard:
-                commit, base = self._as_commit(step)
+                commit = commit_of(
+                    step, self._replica.state, self._join.engine, self.number, self._log.next_commit_id()
+                )
+                base = self._replica.base
             step.attempts = attempt
             reply = self._append(step, commit, base)
             with self._guard:
@@ -302,22 +299,6 @@ class Session:
                     case Fenced() | Diverged():
                         raise self._ended(reply)
         raise Contended(step.attempts, scope)
-
-    def _as_commit(self, step: Step) -> tuple[Commit, Base]:
-        engine, facts = self._join.engine, step.facts
-        scopes = scopes_of(self._replica.state, engine, facts)
-        joined = [fact.session for fact in facts if isinstance(fact, EngineJoined)]
-        commit = Commit(
-            id=self._log.next_commit_id(),
-            engine=engine,
-            session=joined[0] if joined else self.number,
-            facts=tuple(facts),
-            checks=scopes,
-            touches=scopes,
-            fences=fences_of(facts),
-            jobs=jobs_of(self._replica.state, facts),
-        )
-        return commit, self._replica.base
 
     def _append(self, step: Step, commit: Commit, base: Base) -> AppendReply:
         try:
@@ -353,27 +334,7 @@ class Session:
         self._replica.undo()
         self._apply(missed)
         self._require_alive()
-        step.facts.clear()
-        told = step.told()
-        for operation in step.operations:
-            self._repeat(step, operation, told.get(id(operation.answer)))
-        for operation in step.operations:
-            before, now = told.get(id(operation.answer)), counted(operation.answer)
-            if before is not None and now != before:
-                raise StepConflict(
-                    type(operation.command).__name__, f"the caller was told {before} blocks, now it is {now}"
-                )
-
-    def _repeat(self, step: Step, operation: Operation, told: int | None) -> None:
-        """Decide a call again. In a step of several, the caller may have computed with the answer: counts must stay."""
-        command = operation.command
-        if told is not None and isinstance(command, Match | BringIn):
-            command = attrs.evolve(command, limit=told)
-        facts = self._replica.propose(command)
-        if isinstance(facts, Rejection):
-            raise StepConflict(type(command).__name__, str(facts)) if step.explicit else facts
-        step.facts.extend(facts)
-        operation.fill(self._replica.state, facts, operation.answer)
+        decide_again(self._replica, step)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
         with self._ending_if_corrupt():
@@ -392,13 +353,6 @@ class Session:
         except CorruptState as error:
             self._end = error
             raise
-
-    def _catch_up(self) -> None:
-        if self._log.following:
-            self._catch_up_with_arrived()
-        else:
-            self.refresh()
-            self._require_alive()
 
     def _catch_up_with_arrived(self) -> None:
         with self._ending_if_corrupt():

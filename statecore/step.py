@@ -1,6 +1,6 @@
 """A step in progress: the calls that become one commit, what they answered, and what has to go back with them.
 
-Owns the bookkeeping only; `session.py` decides, sends and undoes.
+Owns the bookkeeping, deciding it again, and what it amounts to as a commit; `session.py` sends and undoes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from events.facts import Fact
+from events.facts import EngineJoined, Fact
 from events.ports import Base, Commit
-from statecore.commands import Command
+from statecore import commands
+from statecore.rejections import Rejection, StepConflict
+from statecore.replica import Replica
 from statecore.results import Allocation, Extension, Match
+from statecore.scopes import fences_of, jobs_of, scopes_of
 from statecore.state import State
 
 Fill: TypeAlias = Callable[[State, Sequence[Fact], Any], None]
@@ -24,7 +27,7 @@ Fill: TypeAlias = Callable[[State, Sequence[Fact], Any], None]
 class Operation:
     """A call of the step: what was asked, and the record that holds what was answered."""
 
-    command: Command
+    command: commands.Command
     answer: object
     fill: Fill
 
@@ -96,3 +99,44 @@ class Doubt:
     commit: Commit
     base: Base
     step: Step
+
+
+def decide_again(replica: Replica, step: Step) -> None:
+    """Decide every call of a step on top of a newer state. What the caller may have computed with must come out the same.
+
+    Raises:
+        StepConflict: it does not. For a call that is a step by itself, the refusal it meets now.
+    """
+    told = step.told()
+    step.facts.clear()
+    for operation in step.operations:
+        command, count = operation.command, told.get(id(operation.answer))
+        if count is not None and isinstance(command, commands.Match | commands.BringIn):
+            command = attrs.evolve(command, limit=count)
+        facts = replica.propose(command)
+        if isinstance(facts, Rejection):
+            raise StepConflict(type(command).__name__, str(facts)) if step.explicit else facts
+        step.facts.extend(facts)
+        operation.fill(replica.state, facts, operation.answer)
+    for operation in step.operations:
+        before, now = told.get(id(operation.answer)), counted(operation.answer)
+        if before is not None and now != before:
+            raise StepConflict(
+                type(operation.command).__name__, f"the caller was told {before} blocks, now it is {now}"
+            )
+
+
+def commit_of(step: Step, state: State, engine: str, session: int, commit_id: str) -> Commit:
+    """The commit a step amounts to; `state` is the one after its facts. A step that joins is of the session it begins."""
+    scopes = scopes_of(state, engine, step.facts)
+    joined = [fact.session for fact in step.facts if isinstance(fact, EngineJoined)]
+    return Commit(
+        id=commit_id,
+        engine=engine,
+        session=joined[0] if joined else session,
+        facts=tuple(step.facts),
+        checks=scopes,
+        touches=scopes,
+        fences=fences_of(step.facts),
+        jobs=jobs_of(state, step.facts),
+    )

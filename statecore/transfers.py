@@ -56,6 +56,8 @@ def started(state: State, fact: TransferStarted) -> Node:
     if not (read == fact.source_blocks and (not left)):
         raise CorruptState(f"the source holds {read}")
     if fact.kind == SWAP_IN:
+        for part in nodes:
+            journal.set(part.copies[source.name], "last_used", state.clock)
         _lengthen(state, engine, fact, node, nodes)
     return node
 
@@ -140,6 +142,9 @@ def _cut_back(state: State, transfer: Transfer, pool: Pool) -> None:
     """
     top = next(node for node in tree.path_nodes(transfer.node) if node.start <= transfer.start)
     assert top.parent is not None
+    starter, tokens = state.engines[transfer.engine], transfer.blocks * state.block_size
+    state.journal.set(starter, "matched_tokens", starter.matched_tokens - tokens)
+    state.journal.set(starter, "host_tokens", starter.host_tokens - tokens)
     for engine in state.engines.values():
         if engine.gpu_pool != pool.name:
             continue
