@@ -12,10 +12,11 @@ import redis
 
 from events.keys import IndexKeys, entry_id
 from events.ports import Record
+from events.stream_entry import meta_of
 
 _SCRIPT: Final = (
-    "return redis.call('XADD', KEYS[1], ARGV[1], 'previous', ARGV[2], 'commit', ARGV[3], 'author', ARGV[4],"
-    " 'at', ARGV[5], 'schema', ARGV[6], 'body', ARGV[7], 'hashes', ARGV[8], 'checksum', ARGV[9])"
+    "return redis.call('XADD', KEYS[1], ARGV[1], 'previous', ARGV[2], 'meta', ARGV[3], 'body', ARGV[4],"
+    " 'hashes', ARGV[5])"
 )
 
 
@@ -32,6 +33,5 @@ class BareAppends:
         self._position += 1
         self._client.execute_command(  # type: ignore[no-untyped-call]  # redis-py has no types for it
             "EVALSHA", self._sha, 1, self._key, entry_id(self._position),
-            record.commit_id, record.commit_id, record.author, record.at_ms, record.schema,
-            record.body, record.hashes, record.checksum,
+            record.commit_id, meta_of(record), record.body, record.hashes,
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Owns the order of things: prove the file, then append every record as it is, then read the index back and compare
 digests. Positions, commit ids and times stay; the scopes and fences of each commit are derived again from its facts,
-so an engine can join and go on as if the log had been written there.
+so an engine can join and go on as if the log had been written there. Jobs are not derived: a worker that heard of a
+transfer of the past would copy over blocks of the present.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import click
 
 from events.codec import decode
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown
+from events.facts import TransferFinished, TransferStarted
 from events.keys import INDEX_SCOPE, checked_name, engine_scope, pool_scope
 from events.log import EventLog, LogConnection
-from events.ports import RawAppended, StoredRecord, Transport
+from events.ports import Entry, RawAppended, StoredRecord, Transport
 from ops.cli.export_file import ExportFile
 from ops.cli.output import count, progress
 from ops.cli.replaying import replay
 from ops.cli.source import INDEX_VARIABLE, FileSource, LiveSource, Where, open_connection, source_options
+from ops.cli.transfers import is_by_worker
 from ops.cli.verify import Proof, prove
 from statecore.replica import Replica
-from statecore.scopes import fences_of, scopes_of
+from statecore.scopes import fences_of, finish_touches, scopes_of
 from statecore.state import State
 
 
@@ -35,6 +38,8 @@ def command(where: Where, origin: Path) -> None:
 
     The index has the name it had when it was exported, or the one given with --index. The file is proved first (see:
     statecore verify) and the result compared with it afterwards. Engines can join the index and go on.
+
+    No worker is told of anything: transfers that were under way stay so, until they are rung again or cancelled.
 
     \b
     Examples:
@@ -48,11 +53,16 @@ def command(where: Where, origin: Path) -> None:
         log = connection.log(name, follow=False)
         _require_empty(log, connection)
         _copy(FileSource(export), connection.backend.transport(name), log)
-        _compare(LiveSource(log, connection.url), proof)
+        state = _compared(LiveSource(log, connection.url), proof)
         click.echo(
             f"imported {count(proof.commits, 'commit')} into index {name!r} at {connection.url}; "
             f"digest {proof.digest}, as in the file"
         )
+        if state.transfers:
+            click.echo(
+                f"{count(len(state.transfers), 'transfer')} of it not over: no worker was told, so nobody moves the blocks "
+                "before they are rung again or cancelled (see: statecore inspect transfers)"
+            )
 
 
 def _require_empty(log: EventLog, connection: LogConnection) -> None:
@@ -65,13 +75,15 @@ def _require_empty(log: EventLog, connection: LogConnection) -> None:
 
 
 def _copy(source: FileSource, transport: Transport, log: EventLog) -> None:
-    replica = Replica()
+    replica, starts = Replica(), dict[str, TransferStarted]()
     until = source.head().position
     for stored in progress(source.stored(0, until), until, "importing"):
-        _append(stored, replica, transport, log)
+        _append(stored, replica, starts, transport, log)
 
 
-def _append(stored: StoredRecord, replica: Replica, transport: Transport, log: EventLog) -> None:
+def _append(
+    stored: StoredRecord, replica: Replica, starts: dict[str, TransferStarted], transport: Transport, log: EventLog
+) -> None:
     entry = decode(stored)
     base, checks = replica.base, _every_scope(replica.state)
     replica.apply(entry)
@@ -82,7 +94,7 @@ def _append(stored: StoredRecord, replica: Replica, transport: Transport, log: E
             session=entry.session,
             base=base,
             checks=checks,
-            touches=scopes_of(replica.state, entry.engine, entry.facts),
+            touches=_touches(replica.state, entry, starts),
             fences=fences_of(entry.facts),
         )
     except OutcomeUnknown:
@@ -91,9 +103,22 @@ def _append(stored: StoredRecord, replica: Replica, transport: Transport, log: E
         return
     if reply != RawAppended(stored.position, ()):
         raise InvalidInput(
-            f"somebody else writes to index {log.index!r}: {base.position} entries are copied, and the next one met "
-            f"{type(reply).__name__}; import into an index nobody has joined"
+            f"somebody else writes to index {log.index!r}: {base.position} entries were copied before a commit of theirs "
+            "came; this index is of no use, import into one that nobody has joined"
         )
+
+
+def _touches(state: State, entry: Entry, starts: dict[str, TransferStarted]) -> tuple[str, ...]:
+    """What the commit moved when it was written; a worker's was told so in its job, see `statecore.scopes`."""
+    starts.update({fact.transfer: fact for fact in entry.facts if isinstance(fact, TransferStarted)})
+    if not is_by_worker(entry):
+        return scopes_of(state, entry.engine, entry.facts)
+    touched: set[str] = set()
+    for fact in entry.facts:
+        if isinstance(fact, TransferFinished) and (start := starts.pop(fact.transfer, None)) is not None:
+            when_ok, when_failed = finish_touches(start)
+            touched.update(when_ok if fact.ok else when_failed)
+    return tuple(sorted(touched))
 
 
 def _every_scope(state: State) -> tuple[str, ...]:
@@ -101,9 +126,12 @@ def _every_scope(state: State) -> tuple[str, ...]:
     return (INDEX_SCOPE, *map(engine_scope, state.engines), *map(pool_scope, state.pools))
 
 
-def _compare(target: LiveSource, proof: Proof) -> None:
-    found = replay(target, proof.position).digest()
+def _compared(target: LiveSource, proof: Proof) -> State:
+    """The state the imported log leads to, proved to be that of the file."""
+    replica = replay(target, proof.position)
+    found = replica.digest()
     if found != proof.digest:
         raise CorruptState(
             f"the imported log leads to digest {found}, the file to {proof.digest}", position=proof.position
         )
+    return replica.state

@@ -7,7 +7,7 @@ import click
 
 from ops.cli.output import show, write_json
 from ops.cli.replaying import replay, require_sound
-from ops.cli.report import engine_table, headline, pool_table
+from ops.cli.report import engine_table, headline, pool_table, transfer_table
 from ops.cli.source import Where, checked_position, open_source, source_options
 from ops.cli.summary import summarise
 
@@ -26,7 +26,8 @@ def command(where: Where, last: int | None, digest_only: bool, check_every: int 
 
     Two logs whose states have the same digest at a position are the same there. In the table of pools, `cached` blocks
     hold a prefix that no request uses, `pinned` ones a prefix in use, `private` ones belong to a single request;
-    `used` is pinned and private.
+    `used` is all but free and cached. With a host tier, a transfer brings the bytes of `filling` blocks, may still write
+    into `quarantined` ones, and takes `leaving` ones away.
 
     \b
     Examples:
@@ -50,4 +51,7 @@ def command(where: Where, last: int | None, digest_only: bool, check_every: int 
         if as_json:
             write_json(attrs.asdict(summary))
             return
-        show(headline(summary, source.place), pool_table(summary.pools), engine_table(summary.engines))
+        parts = [headline(summary, source.place), pool_table(summary.pools), engine_table(summary.engines)]
+        if summary.transfers:
+            parts.append(transfer_table(summary.transfers))
+        show(*parts)

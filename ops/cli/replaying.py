@@ -14,6 +14,7 @@ from events.facts import EngineJoined
 from events.ports import Entry
 from ops.cli.output import progress
 from ops.cli.source import Source, entries
+from ops.cli.transfers import is_by_worker, require_workers_right
 from statecore.invariants import violations
 from statecore.replica import Replica
 from statecore.state import State
@@ -53,7 +54,13 @@ def require_sound(state: State) -> None:
 
 
 def require_fenced(state: State, entry: Entry) -> None:
-    """Stop at an entry whose author's life was not the one going on: the fence let it pass."""
+    """Stop at an entry whose author's life was not the one going on: the fence let it pass.
+
+    Workers have no lives; what they may write is judged instead.
+    """
+    if is_by_worker(entry):
+        require_workers_right(state, entry)
+        return
     begun = [fact.session for fact in entry.facts if isinstance(fact, EngineJoined) and fact.engine == entry.engine]
     engine = state.engines.get(entry.engine)
     if begun:

@@ -17,10 +17,11 @@ import click
 
 from events.codec import fact_to_dict
 from events.errors import InvalidInput
-from events.facts import Fact
+from events.facts import Fact, TransferStarted
 from events.ports import Entry, Head
 from ops.cli.output import iso_time, write_json
 from ops.cli.source import LiveSource, Source, Where, checked_position, entries, open_source, source_options
+from ops.cli.transfers import engine_of, transfer_of
 from ops.cli.words import FACT_NAMES, fact_words
 
 _POLL_S: Final = 0.2  # a person does not see the difference, the server does not feel it
@@ -47,21 +48,32 @@ class FactName(click.ParamType[str]):
 
 @attrs.frozen
 class Filters:
-    """Which facts to show; a commit without one of them is left out."""
+    """Which facts to show; a commit without one of them is left out.
+
+    The end of a transfer names no request, so the transfers that were started for one are remembered.
+    """
 
     request: str | None
     engine: str | None
     facts: frozenset[str]
+    _transfers: set[str] = attrs.field(factory=set, init=False)
 
     def chosen(self, entry: Entry) -> tuple[Fact, ...]:
         return tuple([fact for fact in entry.facts if self._is_chosen(fact, entry.engine)])
 
     def _is_chosen(self, fact: Fact, author: str) -> bool:
         return (
-            (not self.facts or type(fact).__name__ in self.facts)
-            and (self.request is None or getattr(fact, "request", None) == self.request)
-            and (self.engine is None or self.engine in (author, getattr(fact, "engine", None)))
+            (self.request is None or self._is_of_request(fact))
+            and (not self.facts or type(fact).__name__ in self.facts)
+            and (self.engine is None or self.engine in (author, engine_of(fact)))
         )
+
+    def _is_of_request(self, fact: Fact) -> bool:
+        if getattr(fact, "request", None) == self.request:
+            if isinstance(fact, TransferStarted):
+                self._transfers.add(fact.transfer)
+            return True
+        return transfer_of(fact) in self._transfers
 
 
 @click.command(short_help="Show what happened, commit by commit.")
@@ -87,8 +99,9 @@ def command(
 ) -> None:
     """Show what happened, commit by commit.
 
-    Each commit has its position, time (UTC), author as engine#session, and its facts. Filters choose facts; commits
-    without a chosen one are left out.
+    Each commit has its position, time (UTC), author as engine#session, and its facts. Workers write as worker:<gpu
+    pool>#0. Filters choose facts; commits without a chosen one are left out. Of a transfer, the engine is the one that
+    started it, and the request the one whose prefix it fetches (if its start is among the positions shown).
 
     \b
     Examples:

@@ -1,7 +1,7 @@
 """What a state amounts to, in numbers.
 
-Owns the counts an operator asks for: blocks of each pool by use, engines with their hit rates. Pure; `replay` and
-`inspect` show them.
+Owns the counts an operator asks for: blocks of each pool by use, engines with their hit rates, transfers that are not
+over. Pure; `replay` and `inspect` show them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from collections.abc import Iterable
 
 import attrs
 
+from ops.cli.transfers import TransferSummary, summarise_transfers
 from statecore import ranges
 from statecore.state import Engine, Pool, State, private_ranges
 
 
 @attrs.frozen
 class PoolCounts:
-    """Blocks of a pool: `blocks = free + cached + used` and `used = pinned + private`.
+    """Blocks of a pool: `blocks = free + cached + used` and `used = pinned + private + filling + quarantined`.
 
     Attributes:
         cached: hold a prefix that no request uses.
-        pinned: hold a prefix that requests use.
+        pinned: hold a prefix that requests use or transfers read.
         private: belong to one request, or to an engine itself.
+        filling: a transfer brings their bytes.
+        quarantined: of a cancelled transfer; a worker may still write into them.
+        leaving: those of the pinned that are being swapped out.
         evicted: dropped from the cache so far.
+        arrived: brought here by transfers so far.
+        rescued: were to leave, but were used again in time, so far.
     """
 
     pool: str
@@ -32,19 +38,42 @@ class PoolCounts:
     cached: int
     pinned: int
     private: int
+    filling: int
+    quarantined: int
     used: int
+    leaving: int
     evicted: int
+    arrived: int
+    rescued: int
+
+
+@attrs.frozen
+class Policy:
+    """When copies go to the host tier, see `statecore.policy`."""
+
+    write: str
+    free_low: int
+    free_high: int
 
 
 @attrs.frozen
 class Counters:
-    """What was asked and found, over all lives. `hit_rate` is reused tokens by prompt tokens; None before the first."""
+    """What was asked and found, over all lives.
+
+    Attributes:
+        matched_tokens: prompt tokens that were found, in either tier.
+        host_tokens: those of them for which a swap-in was started.
+        hit_rate: found tokens by prompt tokens; None before the first.
+        transfers: started so far.
+    """
 
     requests_seen: int
     requests_hit: int
     prompt_tokens: int
     matched_tokens: int
+    host_tokens: int
     hit_rate: float | None
+    transfers: int
 
 
 @attrs.frozen
@@ -63,7 +92,12 @@ class EngineSummary:
 
 @attrs.frozen
 class StateSummary:
-    """A whole index at a position. `nodes` counts runs of the tree, the root left out."""
+    """A whole index at a position.
+
+    Attributes:
+        nodes: runs of the tree, the root left out.
+        ignored_finishes: results that came for transfers nobody knew any more.
+    """
 
     index: str
     position: int
@@ -71,11 +105,14 @@ class StateSummary:
     digest: str
     block_size: int
     hash_scheme: str
+    policy: Policy
     nodes: int
     requests: int
     counters: Counters
     pools: tuple[PoolCounts, ...]
     engines: tuple[EngineSummary, ...]
+    transfers: tuple[TransferSummary, ...]
+    ignored_finishes: int
 
 
 def summarise(index: str, state: State, digest: str) -> StateSummary:
@@ -87,11 +124,14 @@ def summarise(index: str, state: State, digest: str) -> StateSummary:
         digest=digest,
         block_size=state.block_size,
         hash_scheme=state.hash_scheme,
+        policy=Policy(state.write_policy, state.free_low, state.free_high),
         nodes=len(state.nodes) - 1,
         requests=sum(len(engine.requests) for engine in engines),
         counters=count_tokens(engines),
         pools=count_pools(state),
         engines=tuple(map(summarise_engine, engines)),
+        transfers=summarise_transfers(state),
+        ignored_finishes=state.ignored_finishes,
     )
 
 
@@ -117,7 +157,9 @@ def count_tokens(engines: Iterable[Engine]) -> Counters:
         requests_hit=sum(engine.requests_hit for engine in listed),
         prompt_tokens=prompt,
         matched_tokens=matched,
+        host_tokens=sum(engine.host_tokens for engine in listed),
         hit_rate=matched / prompt if prompt else None,
+        transfers=sum(engine.transfers for engine in listed),
     )
 
 
@@ -127,16 +169,26 @@ def count_pools(state: State) -> tuple[PoolCounts, ...]:
 
 
 def _count_pool(state: State, pool: Pool) -> PoolCounts:
-    pinned = private = 0
+    pinned = private = filling = leaving = 0
     for node in state.nodes.values():
         copy = node.copies.get(pool.name)
-        if copy is not None and copy.refs:
-            pinned += node.end - node.start
+        if copy is None:
+            continue
+        blocks = node.end - node.start
+        if copy.filling is not None:
+            filling += blocks
+        elif copy.refs:
+            pinned += blocks
+        if copy.leaving is not None:
+            leaving += blocks
     for engine in state.engines.values():
         if pool.name in engine.held:
             private += engine.held[pool.name].total
         if engine.gpu_pool == pool.name:
             private += sum(ranges.count(private_ranges(request)) for request in engine.requests.values())
+    quarantined = sum(
+        ranges.count(transfer.quarantine) for transfer in state.transfers.values() if transfer.destination == pool.name
+    )
     return PoolCounts(
         pool=pool.name,
         tier=pool.tier,
@@ -145,6 +197,11 @@ def _count_pool(state: State, pool: Pool) -> PoolCounts:
         cached=pool.unpinned,
         pinned=pinned,
         private=private,
-        used=pinned + private,
+        filling=filling,
+        quarantined=quarantined,
+        used=pinned + private + filling + quarantined,
+        leaving=leaving,
         evicted=pool.evicted,
+        arrived=pool.arrived,
+        rescued=pool.rescued,
     )

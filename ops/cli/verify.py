@@ -55,7 +55,7 @@ def command(
       positions    1, 2, 3 … without a gap, up to where the head of the log says
       checksums    each entry is, byte for byte, what its author wrote
       links        each entry names the commit before it
-      fences       each entry was written in the session its author was in
+      fences       each entry was written in the session its author was in; a worker's only ends transfers
       facts        each fact fits the state before it
       invariants   every block is in exactly one place, every count is right, …
 

@@ -1,4 +1,4 @@
-"""One server with one told story for the whole folder; damage goes into copies of it."""
+"""One server with the told stories for the whole folder; damage goes into copies of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 from events import connect
 from events.keys import IndexKeys
 from tests.cli import scenario
-from tests.cli.scenario import INDEX, Story, clone, statecore
+from tests.cli.scenario import INDEX, TIERS, Story, Tiers, clone, statecore
 
 _numbers = itertools.count(1)
 
@@ -27,6 +27,19 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def story(server: str) -> Story:
     return scenario.tell(server)
+
+
+@pytest.fixture(scope="session")
+def tiers(server: str) -> Tiers:
+    return scenario.tell_tiers(server)
+
+
+@pytest.fixture(scope="session")
+def exported_tiers(tiers: Tiers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The story of the two tiers as a file."""
+    file = tmp_path_factory.mktemp("exported") / "tiers.jsonl"
+    assert statecore("export", file, "--url", tiers.url, "--index", TIERS).exit_code == 0
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +61,14 @@ def client(server: str) -> Iterator[redis.Redis]:
 def copy(client: redis.Redis, story: Story) -> Iterator[IndexKeys]:
     """A copy of the story to damage."""
     keys = clone(client, INDEX, f"copy-{next(_numbers)}-to-{story.end}")
+    yield keys
+    client.delete(keys.log, keys.head, keys.fence)
+
+
+@pytest.fixture
+def copied_tiers(client: redis.Redis, tiers: Tiers) -> Iterator[IndexKeys]:
+    """A copy of the story of the two tiers to damage."""
+    keys = clone(client, TIERS, f"copy-{next(_numbers)}-to-{tiers.end}")
     yield keys
     client.delete(keys.log, keys.head, keys.fence)
 

@@ -1,12 +1,14 @@
-"""A small history that has one of everything an operator may look for, and the command run on it.
+"""Two small histories that have one of everything an operator may look for, and the command run on them.
 
-Owns the story the tests in this folder tell: two engines of one pool, shared prefixes, a duplicate, an eviction, an end
-and a second life. What the commands print is compared with what the engines themselves said while it happened.
+Owns the stories the tests in this folder tell. One has two engines of one pool, shared prefixes, a duplicate, an
+eviction, an end and a second life; the other a host tier, with transfers in every state. What the commands print is
+compared with what the engines themselves said while it happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import attrs
@@ -16,12 +18,15 @@ from click.testing import CliRunner, Result
 
 from events import connect
 from events.codec import decode, encode
-from events.facts import Fact
+from events.facts import Fact, TransferFinished, TransferStarted
 from events.keys import IndexKeys
-from events.ports import Commit
-from events.stream_entry import stored_records
+from events.log import LogConnection
+from events.ports import Base, Commit, RawAppended
+from events.stream_entry import meta_of, stored_records
 from ops.cli import main
 from statecore import CacheIndex
+from statecore.policy import Policy
+from statecore.scopes import finish_touches
 
 INDEX = "llama"
 POOL_BLOCKS = 24
@@ -97,6 +102,112 @@ def tell(url: str, index: str = INDEX) -> Story:
         one.match("late", FIRST)  # 19
         end = note(zero)
     return Story(url, end, digests, tables, before_end)
+
+
+# --- two tiers ------------------------------------------------------------------------------------------------------
+
+TIERS = "tiers"
+WARM = list(range(16))
+BUSY = list(range(100, 116))
+LATER = list(range(200, 216))
+
+
+@attrs.frozen
+class Tiers:
+    """What happened between the tiers: `at` names positions of the log."""
+
+    url: str
+    end: int
+    digests: Mapping[int, str]
+    at: Mapping[str, int]
+
+
+def tell_tiers(url: str, index: str = TIERS) -> Tiers:
+    """Make the history on a server: one engine of two ranks, 12 blocks on the GPU, 16 on the host."""
+    digests: dict[int, str] = {}
+    at: dict[str, int] = {}
+    with connect(url) as connection:
+        engine = CacheIndex(
+            connection, name=index, engine="engine-0", gpu_pool="gpu", gpu_blocks=12, cpu_blocks=16,
+            block_size=BLOCK_SIZE, tensor_parallel_size=2, policy=Policy(), follow=False,
+        )  # fmt: skip
+
+        @contextmanager
+        def moment(name: str) -> Iterator[None]:
+            yield
+            at[name] = engine.refresh()
+            digests[at[name]] = engine.digest()
+
+        def cache(request: str, tokens: list[int]) -> None:
+            with engine.step():
+                engine.match(request, tokens)
+                engine.allocate(request, len(tokens) // BLOCK_SIZE)
+                engine.extend(request, ready=True)
+                engine.release(request)
+
+        cache("warm", WARM)  # gpu 0-3
+        cache("busy", BUSY)  # gpu 4-7
+        engine.match("large", [1] * 40)
+        with moment("swap-out"):
+            engine.allocate("large", 8)  # engine-0:0 takes 0-3 to the host
+        with moment("swapped out"):
+            finish(connection, index, "engine-0:0")
+        engine.allocate("large", 8)
+        engine.release("large")
+        with moment("swap-in"), engine.step():
+            engine.match("hasty", WARM)  # engine-0:1 fetches 0-3 again
+        with moment("failed"):
+            finish(connection, index, "engine-0:1", reason="rank 1: no such file")
+        engine.release("hasty")
+        with engine.step():
+            engine.match("patient", WARM)  # engine-0:2
+        with moment("swapped in"):
+            finish(connection, index, "engine-0:2")
+        engine.allocate("patient", 8)  # engine-0:3 takes what "busy" left
+        with moment("used again"):
+            engine.match("busy again", BUSY)
+        with moment("rescued"):
+            finish(connection, index, "engine-0:3")
+        engine.release("patient")
+        engine.release("busy again")
+        cache("later", LATER)  # gpu 8-11
+        engine.match("largest", [2] * 60)
+        engine.allocate("largest", 12)  # drops what the host holds too; engine-0:4 takes what "later" left
+        with moment("cancelled"):
+            engine.cancel("engine-0:4", "the engine is in a hurry")
+        with moment("end"), engine.step():
+            engine.match("waiting", WARM)  # engine-0:5
+    return Tiers(url, at["end"], digests, at)
+
+
+def finish(connection: LogConnection, index: str, transfer: str, reason: str = "") -> None:
+    """What the last rank's worker writes: at whatever the head is, and it moves what its job said."""
+    log, transport = connection.log(index, follow=False), connection.backend.transport(index)
+    started = {
+        fact.transfer: fact for entry in log.read(0) for fact in entry.facts if isinstance(fact, TransferStarted)
+    }
+    record = encode(
+        Commit(
+            id=f"finish-{transfer}",
+            engine="worker:gpu",
+            session=0,
+            facts=(TransferFinished(transfer, not reason, reason),),
+            checks=(),
+            touches=(),
+        ),
+        at_ms=1_700_000_000_000,
+    )
+    head = log.head()
+    reply = transport.append(
+        record,
+        engine="worker:gpu",
+        session=0,
+        base=Base(head.position, head.commit_id),
+        checks=(),
+        touches=finish_touches(started[transfer])[bool(reason)],
+        fences=(),
+    )
+    assert isinstance(reply, RawAppended)
 
 
 # --- running the command --------------------------------------------------------------------------------------------
@@ -176,7 +287,19 @@ def _encoded(fields: Fields, engine: str | None, session: int | None, facts: tup
         ),
         entry.at_ms,
     )
-    fields[b"author"] = record.author.encode()
+    fields[b"meta"] = meta_of(record).encode()
     fields[b"body"] = record.body
     fields[b"hashes"] = record.hashes
-    fields[b"checksum"] = record.checksum.encode()
+
+
+META = ("commit", "author", "at", "schema", "checksum")
+
+
+def with_meta(**changed: str) -> Callable[[Fields], object]:
+    """Other words in the entry's field of meta data, the checksum as it was."""
+
+    def change(fields: Fields) -> None:
+        words = dict(zip(META, fields[b"meta"].decode().split(" "), strict=True)) | changed
+        fields[b"meta"] = " ".join(words.values()).encode()
+
+    return change

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -19,7 +19,20 @@ from events.ports import Base, Fenced, RawReply, Record
 from events.redis_log import RedisTransport
 from ops.cli.export_file import ExportFile
 from statecore import CacheIndex
-from tests.cli.scenario import BLOCK_SIZE, FIRST, INDEX, Story, complaint, rewrite, statecore
+from statecore.invariants import leaked_blocks, violations
+from tests.cli.scenario import (
+    BLOCK_SIZE,
+    FIRST,
+    INDEX,
+    META,
+    TIERS,
+    WARM,
+    Story,
+    Tiers,
+    complaint,
+    rewrite,
+    statecore,
+)
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -40,7 +53,9 @@ def test_the_file_holds_the_stored_entries_between_header_and_footer(
     assert header == {"format": "statecore-log", "version": 1, "index": INDEX, "first": 1, "count": story.end}
     assert [entry["position"] for entry in entries] == list(range(1, story.end + 1))
     assert [entry["body"].encode() for entry in entries] == [fields[b"body"] for _, fields in stored]
-    assert [entry["checksum"].encode() for entry in entries] == [fields[b"checksum"] for _, fields in stored]
+    meta = [" ".join(str(entry[name]) for name in META) for entry in entries]
+    assert [words.encode() for words in meta] == [fields[b"meta"] for _, fields in stored]
+    assert [entry["previous"].encode() for entry in entries] == [fields[b"previous"] for _, fields in stored]
     whole = exported.read_bytes()
     before = whole[: whole.rindex(b"\n", 0, -1) + 1]
     assert footer == {
@@ -273,8 +288,8 @@ def test_an_import_stops_when_somebody_else_writes(
     message = complaint(statecore("import", exported, "--url", story.url, "--index", name), 2)
 
     assert message == (
-        f"somebody else writes to index '{name}': 3 entries are copied, and the next one met RawConflicted; "
-        "import into an index nobody has joined"
+        f"somebody else writes to index '{name}': 3 entries were copied before a commit of theirs came; this index is of "
+        "no use, import into one that nobody has joined"
     )
 
 
@@ -302,3 +317,59 @@ def test_an_import_finds_out_what_became_of_an_entry_without_reply(
         assert len(calls) == story.end
     else:
         assert complaint(result, 2) == "timeout"
+
+
+# --- transfers
+
+
+def test_transfers_come_along_and_nobody_is_told(
+    tiers: Tiers, exported_tiers: Path, client: redis.Redis, name: str
+) -> None:
+    """A restored index would have lost what was under way, or a worker would copy over blocks that serve requests.
+
+    Given a log with workers' entries, a cancelled transfer and one under way, when imported, then every key but the jobs is
+    as it was, there is no job, and the command says so.
+    """
+    result = statecore("import", exported_tiers, "--url", tiers.url, "--index", name)
+
+    assert result.stdout.splitlines() == [
+        f"imported {tiers.end} commits into index '{name}' at {tiers.url}; digest {tiers.digests[tiers.end]}, as in the "
+        "file",
+        "2 transfers of it not over: no worker was told, so nobody moves the blocks before they are rung again or "
+        "cancelled (see: statecore inspect transfers)",
+    ]
+    old, new = IndexKeys.of(TIERS), IndexKeys.of(name)
+    assert client.xlen(old.jobs("gpu")) == 6
+    keys = cast("list[bytes]", client.keys(f"kv:{{{name}}}:*"))
+    assert {key.decode() for key in keys} == {new.log, new.head, new.fence}
+    assert client.xrange(new.log) == client.xrange(old.log)
+    assert client.hgetall(new.head) == client.hgetall(old.head)
+    assert client.hgetall(new.fence) == client.hgetall(old.fence)
+
+
+def test_an_imported_index_with_transfers_goes_on(tiers: Tiers, exported_tiers: Path, name: str) -> None:
+    """Transfers that nobody makes would hold their blocks for ever.
+
+    Given an imported log with a swap-in under way, when its engine joins anew, then the request it was for is gone, and
+    when the engine fetches the same again, then it can.
+    """
+    assert statecore("import", exported_tiers, "--url", tiers.url, "--index", name).exit_code == 0
+    with connect(tiers.url) as connection:
+        engine = CacheIndex(
+            connection, name=name, engine="engine-0", gpu_pool="gpu", cpu_pool="cpu:host", block_size=BLOCK_SIZE,
+            tensor_parallel_size=2, follow=False,
+        )  # fmt: skip
+        assert engine.requests() == ()
+        found = engine.match("again", WARM)
+
+        assert engine.inspect(violations) == []
+        assert engine.inspect(leaked_blocks) == 0
+        assert found.host_tokens in (0, 16)
+    assert statecore("verify", "--url", tiers.url, "--index", name, "--every", 1).exit_code == 0
+
+
+def test_without_transfers_nothing_is_said_of_them(story: Story, exported: Path, name: str) -> None:
+    """Whoever has one tier would look for workers that do not exist."""
+    result = statecore("import", exported, "--url", story.url, "--index", name)
+
+    assert "worker" not in result.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from events import connect
 from statecore import CacheIndex
-from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
+from tests.cli.scenario import INDEX, TIERS, WARM, Story, Tiers, answer, complaint, statecore
 
 
 def inspected(story: Story, *what: object) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_an_engine_shows_what_it_holds_itself_and_its_requests_at_that_time(stor
 
     assert ids(engine["held"]["gpu"]) == [20, 21]
     assert engine["live_requests"] == [
-        {"request": "twin-b", "path_blocks": 5, "duplicate_blocks": 5, "private_blocks": 1, "extended_at": 13}
+        {"request": "twin-b", "path_blocks": 5, "duplicate_blocks": 5, "private_blocks": 1, "matched_blocks": 0}
     ]
     assert "holds in gpu  20-21" in shown(story, "engine", "engine-0", "--at", story.before_end)
 
@@ -214,3 +214,147 @@ def test_two_engines_with_a_request_of_one_id_must_be_told_apart(server: str, na
 
     assert message == "engines a, b each have a request 'same': say which with --engine"
     assert (chosen["engine"], chosen["pool"]) == ("b", "gpu:b")
+
+
+# --- two tiers
+
+
+def seen(tiers: Tiers, *what: object, at: str = "end") -> dict[str, Any]:
+    where = ("--url", tiers.url, "--index", TIERS, "--at", tiers.at[at])
+    return cast("dict[str, Any]", answer(statecore("inspect", *what, *where, "--json")))
+
+
+def seen_text(tiers: Tiers, *what: object, at: str = "end") -> str:
+    result = statecore("inspect", *what, "--url", tiers.url, "--index", TIERS, "--at", tiers.at[at])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "at", ["swap-out", "swapped out", "swap-in", "failed", "used again", "rescued", "cancelled", "end"]
+)
+def test_every_block_of_both_tiers_is_in_one_column(tiers: Tiers, at: str) -> None:
+    """Blocks that transfers hold would look like a leak."""
+    for pool in seen(tiers, "pools", at=at)["pools"]:
+        used = pool["pinned"] + pool["private"] + pool["filling"] + pool["quarantined"]
+        assert used == pool["used"]
+        assert pool["blocks"] == pool["free"] + pool["cached"] + used
+        assert pool["free"] == len(ids(pool["free_blocks"]))
+
+
+def test_pools_show_what_transfers_do_to_them(tiers: Tiers) -> None:
+    """It could not be seen that a full pool is about to be emptier, or that a cancelled transfer holds the host's blocks."""
+
+    def columns(at: str) -> list[tuple[int, ...]]:
+        names = ("filling", "quarantined", "leaving", "arrived", "rescued")
+        return [tuple(pool[name] for name in names) for pool in seen(tiers, "pools", at=at)["pools"]]
+
+    assert columns("swap-out") == [(4, 0, 0, 0, 0), (0, 0, 4, 0, 0)]
+    assert columns("swapped out") == [(0, 0, 0, 4, 0), (0, 0, 0, 0, 0)]
+    assert columns("rescued") == [(0, 0, 0, 8, 0), (0, 0, 0, 4, 4)]
+    assert columns("cancelled") == [(0, 4, 0, 8, 0), (0, 0, 0, 4, 4)]
+    assert "filling  quarantined  used  used %  leaving" in seen_text(tiers, "pools")
+
+
+def test_the_tree_marks_what_fills_and_what_leaves(tiers: Tiers) -> None:
+    """A prefix on its way would look like one that can be used, and one that is about to go like one that stays."""
+    lines = seen_text(tiers, "tree", at="used again").splitlines()
+
+    assert lines[1:] == [
+        "├── node 1  blocks 0-3  4 blocks c228cb46…  cpu:host 0-3 refs 0, last used 5  gpu 0-3 refs 1, last used 12",
+        "└── node 2  blocks 0-3  4 blocks 762d0d73…  cpu:host 4-7 refs 0, last used 14, filling (engine-0:3)  "
+        "gpu 4-7 refs 2, last used 15, leaving (engine-0:3)",
+    ]
+    copies = {copy["pool"]: copy for copy in seen(tiers, "tree", at="used again")["nodes"][1]["copies"]}
+    assert (copies["gpu"]["leaving"], copies["gpu"]["filling"]) == ("engine-0:3", None)
+    assert (copies["cpu:host"]["leaving"], copies["cpu:host"]["filling"]) == (None, "engine-0:3")
+    assert "filling (engine-0:5)" in seen_text(tiers, "tree")
+    assert "leaving" not in seen_text(tiers, "tree", at="rescued")
+
+
+def test_the_tree_of_the_host_is_its_own(tiers: Tiers) -> None:
+    """What the host holds could not be told from what the GPU holds."""
+    assert [node["node"] for node in seen(tiers, "tree", "--pool", "cpu:host")["nodes"]] == [1, 2]
+    assert [node["node"] for node in seen(tiers, "tree", "--pool", "gpu")["nodes"]] == [1, 3]
+
+
+def test_transfers_show_what_moves_and_who_waits(tiers: Tiers) -> None:
+    """Why a request waits, and for which blocks, could not be found out."""
+    transfers = seen(tiers, "transfers")
+
+    cancelled, under_way = transfers["transfers"]
+    assert under_way == {
+        "transfer": "engine-0:5", "kind": "swap_in", "state": "under way", "engine": "engine-0", "blocks": 4,
+        "source": "cpu:host", "source_blocks": [[0, 4]], "destination": "gpu", "destination_blocks": [[0, 4]],
+        "node": 1, "start": 0, "end": 4, "ranks": 2, "waiting": ["waiting"],
+        "started_position": tiers.end, "started_at": under_way["started_at"],
+    }  # fmt: skip
+    assert (cancelled["transfer"], cancelled["state"], cancelled["kind"]) == ("engine-0:4", "cancelled", "swap_out")
+    assert (cancelled["source_blocks"], cancelled["destination_blocks"]) == ([], [[8, 4]])
+    assert (cancelled["waiting"], cancelled["started_position"]) == ([], 21)
+    assert (transfers["started"], transfers["ignored_finishes"]) == (6, 0)
+
+    lines = seen_text(tiers, "transfers").splitlines()
+    assert lines[1].split("  ")[0] == "transfer"
+    assert "engine-0:5  swap in   under way       4  cpu:host 0-3  gpu 0-3" in lines[3]
+    assert lines[3].endswith("waiting")
+    assert "gpu       4 blocks arrived, 4 rescued" in lines
+
+
+def test_no_transfers_are_said(tiers: Tiers, story: Story) -> None:
+    """An empty screen would leave it open whether the command worked."""
+    assert seen_text(tiers, "transfers", at="rescued").startswith(
+        f"No transfers under way of index 'tiers' at position {tiers.at['rescued']}\n"
+    )
+    assert inspected(story, "transfers")["transfers"] == []
+
+
+def test_a_transfer_over_several_runs_names_all_its_blocks(server: str, name: str) -> None:
+    """A transfer whose run was split meanwhile would show a part of what it moves."""
+    with connect(server) as connection:
+        engine = CacheIndex(connection, name=name, engine="a", gpu_blocks=8, cpu_blocks=8, block_size=4, follow=False)
+        with engine.step():
+            engine.match("one", WARM)
+            engine.allocate("one", 4)
+            engine.extend("one", ready=True)
+            engine.release("one")
+        engine.match("big", [1] * 32)
+        engine.allocate("big", 8)
+        engine.match("split", WARM[:8])
+        where = ("--json", "--url", server, "--index", name)
+        [moved] = cast("list[dict[str, Any]]", answer(statecore("inspect", "transfers", *where))["transfers"])
+        nodes = cast("list[object]", answer(statecore("inspect", "tree", *where))["nodes"])
+
+    assert len(nodes) == 2
+    assert (moved["source_blocks"], moved["destination_blocks"]) == ([[0, 4]], [[0, 4]])
+
+
+def test_a_request_shows_what_it_waits_for_and_what_became_of_it(tiers: Tiers) -> None:
+    """A request that hung on a swap-in would look like any other, and why it had to compute could not be seen."""
+    waiting = seen(tiers, "request", "waiting")
+    assert [(part["kind"], ids(part["blocks"]), part["marks"]) for part in waiting["table"]] == [
+        ("shared", [0, 1, 2, 3], ["filling (engine-0:5)"])
+    ]
+    assert [event["fact"] for event in waiting["history"]] == ["PrefixMatched", "TransferStarted"]
+
+    hasty = seen(tiers, "request", "hasty")["history"]
+    assert [(event["position"], event["fact"]) for event in hasty] == [
+        (tiers.at["swap-in"], "PrefixMatched"),
+        (tiers.at["swap-in"], "TransferStarted"),
+        (tiers.at["failed"], "TransferFinished"),
+        (tiers.at["failed"] + 1, "RequestReleased"),
+    ]
+    assert seen(tiers, "request", "hasty", at="failed")["path_blocks"] == 0
+    assert "leaving (engine-0:3)" in seen_text(tiers, "request", "busy again", at="used again")
+
+
+def test_an_engine_shows_its_host_hits_and_transfers(tiers: Tiers) -> None:
+    """What the host tier is good for could not be read off."""
+    engine = seen(tiers, "engine", "engine-0")
+
+    assert engine["cpu_pool"] == "cpu:host"
+    assert (engine["counters"]["host_tokens"], engine["counters"]["matched_tokens"]) == (48, 64)
+    assert engine["counters"]["transfers"] == 6
+    text = seen_text(tiers, "engine", "engine-0")
+    assert "(64 of 212 prompt tokens reused, 48 from the host; 4 of 9 requests hit)" in text
+    assert "transfers  2 not over, 6 so far" in text

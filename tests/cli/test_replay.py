@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any, cast
 
 import pytest
 
 from ops.cli import output, replaying
-from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
+from tests.cli.scenario import INDEX, TIERS, Story, Tiers, answer, complaint, statecore
 
 
 def test_the_digest_is_the_one_the_engines_had(story: Story) -> None:
@@ -35,13 +36,14 @@ def test_the_summary_counts_every_block_once(story: Story) -> None:
     assert summary["digest"] == story.digests[story.before_end]
     assert summary["pools"] == [
         {
-            "pool": "gpu", "tier": "gpu", "blocks": 24, "free": 0, "cached": 1, "pinned": 10, "private": 13, "used": 23,
-            "evicted": 1,
+            "pool": "gpu", "tier": "gpu", "blocks": 24, "free": 0, "cached": 1, "pinned": 10, "private": 13,
+            "filling": 0, "quarantined": 0, "used": 23, "leaving": 0, "evicted": 1, "arrived": 0, "rescued": 0,
         }
     ]  # fmt: skip
     assert summary["requests"] == 4
     assert summary["counters"] == {
-        "requests_seen": 5, "requests_hit": 1, "prompt_tokens": 160, "matched_tokens": 12, "hit_rate": 12 / 160,
+        "requests_seen": 5, "requests_hit": 1, "prompt_tokens": 160, "matched_tokens": 12, "host_tokens": 0,
+        "hit_rate": 12 / 160, "transfers": 0,
     }  # fmt: skip
     engines = summary["engines"]
     assert isinstance(engines, list)
@@ -128,3 +130,42 @@ def test_no_progress_bar_ends_up_in_a_file(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert list(output.progress(iter("abc"), 3, "replaying")) == ["a", "b", "c"]
     assert collected.getvalue() == ""
+
+
+# --- two tiers
+
+
+def test_every_moment_between_the_tiers_has_the_digest_its_engine_had(tiers: Tiers) -> None:
+    """A replay would prove nothing where bytes move."""
+    for position, digest in tiers.digests.items():
+        result = statecore("replay", "--url", tiers.url, "--index", TIERS, "--to", position, "--digest")
+        assert (result.exit_code, result.stdout) == (0, f"{digest}\n")
+
+
+def test_the_summary_has_the_host_tier(tiers: Tiers) -> None:
+    """An operator could not see how the host tier is set up, what is under way, and what it is good for."""
+    where = ("--url", tiers.url, "--index", TIERS)
+    summary = answer(statecore("replay", *where, "--json"))
+
+    assert summary["policy"] == {"write": "write_back", "free_low": 0, "free_high": 0}
+    assert [transfer["transfer"] for transfer in cast("list[dict[str, Any]]", summary["transfers"])] == [
+        "engine-0:4",
+        "engine-0:5",
+    ]
+    assert summary["counters"] == {
+        "requests_seen": 9, "requests_hit": 4, "prompt_tokens": 212, "matched_tokens": 64, "host_tokens": 48,
+        "hit_rate": 64 / 212, "transfers": 6,
+    }  # fmt: skip
+    text = statecore("replay", *where).stdout
+    assert "host tier  write back, swap-outs only when blocks are needed\n" in text
+    assert "transfers  2 not over, 6 so far\n" in text
+    assert "(64 of 212 prompt tokens reused, 48 from the host; 4 of 9 requests hit)" in text
+    assert "engine-0:5  swap in   under way" in text
+    assert "Transfers\n" not in statecore("replay", *where, "--to", tiers.at["rescued"]).stdout
+
+
+def test_one_tier_shows_no_columns_of_the_other(story: Story) -> None:
+    """Whoever has no host memory would read past eight columns of zeros."""
+    text = statecore("replay", "--url", story.url, "--index", INDEX).stdout
+
+    assert not [word for word in ("host", "transfer", "filling", "rescued") if word in text]

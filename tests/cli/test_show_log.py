@@ -7,9 +7,18 @@ import re
 import pytest
 import redis
 
-from events.facts import FACT_TYPES
+from events.facts import (
+    FACT_TYPES,
+    Fact,
+    PolicyChosen,
+    RequestReleased,
+    TransferCancelled,
+    TransferFinished,
+    TransferStarted,
+)
 from events.keys import IndexKeys
-from tests.cli.scenario import INDEX, Story, answers, complaint, rewrite, statecore
+from ops.cli.words import fact_words
+from tests.cli.scenario import INDEX, TIERS, Story, Tiers, answers, complaint, rewrite, statecore
 
 
 def positions(story: Story, *options: object) -> list[object]:
@@ -138,3 +147,85 @@ def test_a_file_cannot_be_followed(exported: object) -> None:
     message = complaint(statecore("log", "--file", exported, "--follow"), 2)
 
     assert "--follow needs a server" in message
+
+
+# --- two tiers
+
+
+def test_transfers_and_the_policy_are_in_sentences(tiers: Tiers) -> None:
+    """Whoever follows a block between the tiers would have to put ten fields together in his head."""
+    result = statecore("log", "--url", tiers.url, "--index", TIERS)
+
+    lines = [re.sub(r"  +", "  ", line) for line in result.stdout.splitlines()]
+    shown = {line.partition(fact)[2].strip() for line in lines for fact in TOLD if f"  {fact}  " in line}
+    assert shown == {
+        "write back, swap-outs only when blocks are needed",
+        "engine-0:0: swap out, gpu 0-3 → cpu:host 0-3, blocks 0-3 of the path to node 1",
+        "engine-0:0: done",
+        "engine-0:1: swap in for request hasty, cpu:host 0-3 → gpu 0-3, blocks 0-3 of the path to node 1",
+        "engine-0:1: failed (rank 1: no such file)",
+        "engine-0:2: swap in for request patient, cpu:host 0-3 → gpu 0-3, blocks 0-3 of the path to node 1",
+        "engine-0:2: done",
+        "engine-0:3: swap out, gpu 4-7 → cpu:host 4-7, blocks 0-3 of the path to node 2",
+        "engine-0:3: done",
+        "engine-0:4: swap out, gpu 8-11 → cpu:host 8-11, blocks 0-3 of the path to node 3",
+        "engine-0:4: the engine is in a hurry",
+        "engine-0:5: swap in for request waiting, cpu:host 0-3 → gpu 0-3, blocks 0-3 of the path to node 1",
+    }
+    [finished] = [line for line in lines if "engine-0:0: done" in line]
+    assert "  worker:gpu#0  TransferFinished  " in finished
+
+
+TOLD = ("PolicyChosen", "TransferStarted", "TransferFinished", "TransferCancelled")
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        (PolicyChosen("write_through", 10, 25), "write through, swap-outs under 10 % free until 25 %"),
+        (TransferFinished("a:b:7", False, ""), "a:b:7: failed (no reason given)"),
+        (TransferCancelled("a:7", ""), "a:7: no reason given"),
+        (
+            TransferStarted("b:0", "write_through", "b", None, -1, 2, 3, "gpu", ((4, 1),), "cpu", ((0, 1),)),
+            "b:0: write through, gpu 4 → cpu 0, blocks 2 of the path to node -1, engine b",
+        ),
+        (RequestReleased("b", "r", ()), "engine b, request r, freed none"),
+    ],
+)
+def test_a_fact_in_words(fact: Fact, words: str) -> None:
+    """An odd case would show an empty reason, or hide whose fact it is."""
+    assert fact_words(fact, "a") == words
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--request", "hasty"], ["swap-in", "failed", "released"]),
+        (["--request", "hasty", "--fact", "TransferFinished"], ["failed"]),
+        (["--engine", "engine-0", "--fact", "TransferFinished"], ["swapped out", "failed", "swapped in", "rescued"]),
+        (["--engine", "worker:gpu"], ["swapped out", "failed", "swapped in", "rescued"]),
+        (["--engine", "engine-1"], []),
+    ],
+)
+def test_the_end_of_a_transfer_belongs_to_who_asked_for_it(
+    tiers: Tiers, options: list[object], expected: list[str]
+) -> None:
+    """What became of a swap-in would be missing from the story of the request that waited for it."""
+    shown = answers(statecore("log", "--url", tiers.url, "--index", TIERS, "--json", *options))
+
+    known = {**tiers.at, "released": tiers.at["failed"] + 1}
+    assert [commit["position"] for commit in shown] == [known[name] for name in expected]
+
+
+def test_a_transfer_as_json_has_its_fields(tiers: Tiers) -> None:
+    """A program would have to read sentences."""
+    at = tiers.at["swap-out"]
+    [commit] = answers(statecore("log", "--url", tiers.url, "--index", TIERS, "--from", at, "--to", at, "--json"))
+
+    assert commit["facts"] == [
+        {
+            "fact": "TransferStarted", "transfer": "engine-0:0", "kind": "swap_out", "engine": "engine-0", "request": None,
+            "node": 1, "start": 0, "end": 4, "source": "gpu", "source_blocks": [[0, 4]], "destination": "cpu:host",
+            "destination_blocks": [[0, 4]],
+        }
+    ]  # fmt: skip

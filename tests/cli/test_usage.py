@@ -18,10 +18,11 @@ from ops.cli.group import CommandLine, Lazy, LazyGroup
 from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
-COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "demo", "bench")
+COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "demo", "bench", "worker")
+ELSEWHERE = ("demo", "bench", "worker")
 OURS = (
     *(["log"], ["replay"], ["inspect"], ["verify"], ["export"], ["import"]),
-    *(["inspect", what] for what in ("pools", "tree", "request", "engine")),
+    *(["inspect", what] for what in ("pools", "tree", "request", "engine", "transfers")),
 )
 
 
@@ -62,7 +63,7 @@ def test_the_summaries_in_the_table_are_those_of_the_commands(group: object) -> 
     assert isinstance(group, LazyGroup)
     context = click.Context(group)
     for name in group.list_commands(context):
-        if name not in ("demo", "bench"):
+        if name not in ELSEWHERE:
             command = group.get_command(context, name)
             assert command is not None
             summary = dict(group.summaries())[name]
@@ -87,8 +88,8 @@ def test_the_version_is_the_installed_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lgo"], "there is no command 'lgo'; there are: log, replay, inspect, verify, export, import, demo, bench"),
-        (["inspect", "pool"], "there is no command 'pool'; there are: pools, tree, request, engine"),
+        (["lgo"], f"there is no command 'lgo'; there are: {', '.join(COMMANDS)}"),
+        (["inspect", "pool"], "there is no command 'pool'; there are: pools, tree, request, engine, transfers"),
         (["log", "--bogus"], "No such option '--bogus'"),
         (["inspect", "request"], "Missing argument 'ID'"),
         (["export"], "Missing argument 'FILE'"),
@@ -212,6 +213,17 @@ def test_a_defect_shows_its_traceback_and_is_no_verdict(capsys: pytest.CaptureFi
 
     assert failures.run_to_exit_code(fail) == failures.DEFECT
     assert "KeyError: 'oops'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_command_from_elsewhere_explains_itself_or_is_missing(name: str) -> None:
+    """The list of commands would promise something that ends in a traceback."""
+    result = statecore(name, "--help")
+
+    if result.exit_code == 0:
+        assert result.stdout.startswith(f"Usage: statecore {name}")
+    else:
+        assert f"the command '{name}' is not installed here" in complaint(result, 2)
 
 
 def test_a_command_that_is_not_installed_is_said() -> None:

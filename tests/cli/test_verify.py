@@ -7,19 +7,22 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from events.facts import BlocksAllocated, RequestReleased
+from events.facts import BlocksAllocated, Fact, PoolAdded, PrefixMatched, RequestReleased, TransferFinished
 from events.keys import IndexKeys
 from ops.cli import replaying
 from tests.cli.scenario import (
     INDEX,
+    TIERS,
     Fields,
     Story,
+    Tiers,
     answer,
     complaint,
     reauthored,
     refacted,
     rewrite,
     statecore,
+    with_meta,
 )
 
 Damage = Callable[[redis.Redis, IndexKeys], object]
@@ -108,8 +111,7 @@ BROKEN: dict[str, tuple[Damage, str]] = {
         lambda client, keys: client.xadd(
             keys.log,
             {
-                "previous": "x", "commit": "y", "author": "e#1", "at": 1, "schema": 1, "body": "[]", "hashes": "",
-                "checksum": "",
+                "previous": "x", "meta": "y e#1 1 1 00000000", "body": "[]", "hashes": "",
             },
             id="20-0",
         ),
@@ -120,8 +122,12 @@ BROKEN: dict[str, tuple[Damage, str]] = {
         "the log ends before 19, where its head is: an entry is missing at position 1",
     ),
     "a log without a field": (
-        change(4, lambda fields: fields.pop(b"checksum")),
-        "log entry lacks or garbles a field (KeyError: b'checksum') at position 4",
+        change(4, lambda fields: fields.pop(b"meta")),
+        "log entry lacks or garbles a field (KeyError: b'meta') at position 4",
+    ),
+    "an author changed": (
+        change(4, with_meta(author="engine-0#1")),
+        "log entry is damaged: checksum",
     ),
     "an entry nobody of us wrote": (
         lambda client, keys: client.xadd(keys.log, {"hello": "world"}, id="5000-7"),
@@ -199,7 +205,7 @@ def test_a_log_of_a_newer_release_could_not_be_checked(
     client: redis.Redis, copy: IndexKeys, story: Story, options: list[str]
 ) -> None:
     """An operator with an old release would restore a backup of a healthy log."""
-    rewrite(client, copy, 9, replaced(b"schema", b"99"))
+    rewrite(client, copy, 9, with_meta(schema="99"))
 
     result = statecore("verify", "--url", story.url, "--index", copy.name, *options)
 
@@ -213,3 +219,79 @@ def test_a_server_out_of_reach_could_not_be_checked() -> None:
 
     assert "cannot be reached" in complaint(result, 2)
     assert result.stdout == ""
+
+
+# --- workers
+
+
+def test_what_workers_wrote_is_sound(tiers: Tiers) -> None:
+    """Every index with a host tier would be called broken: its workers never joined, and have no session."""
+    proof = answer(statecore("verify", "--url", tiers.url, "--index", TIERS, "--every", 1, "--json"))
+
+    assert (proof["sound"], proof["position"], proof["digest"]) == (True, tiers.end, tiers.digests[tiers.end])
+
+
+def rewritten(engine: str, session: int, *facts: Fact) -> Callable[[Fields], object]:
+    """As if the entry had been written by somebody, with these facts (or its own); all checksums are right."""
+
+    def change(fields: Fields) -> None:
+        if facts:
+            refacted(*facts)(fields)
+        reauthored(engine, session)(fields)
+
+    return change
+
+
+FINISHED = TransferFinished("engine-0:0", True, "")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (rewritten("worker:gpu", 1), "engine 'worker:gpu' wrote without ever having joined"),
+        (rewritten("worker", 0), "engine 'worker' wrote without ever having joined"),
+        (rewritten("engine-0", 0), "fence broken: engine 'engine-0' wrote in session 0 and is in session 1"),
+        (rewritten("worker:gpuu", 0), "'worker:gpuu' wrote, and the index has no such GPU pool for a worker"),
+        (rewritten("worker:cpu:host", 0), "'worker:cpu:host' wrote, and the index has no such GPU pool"),
+        (
+            rewritten("worker:gpu", 0, FINISHED, RequestReleased("engine-0", "large", ())),
+            "'worker:gpu' wrote RequestReleased: a worker may only say that a transfer has finished",
+        ),
+    ],
+)
+def test_a_worker_that_does_more_than_finish_is_found(
+    client: redis.Redis, copied_tiers: IndexKeys, tiers: Tiers, how: Callable[[Fields], object], message: str
+) -> None:
+    """Anybody could write anything past the fences by calling himself a worker."""
+    rewrite(client, copied_tiers, tiers.at["swapped out"], how)
+
+    found = complaint(statecore("verify", "--url", tiers.url, "--index", copied_tiers.name), 1)
+
+    assert found.startswith(message)
+    assert found.endswith(f"at position {tiers.at['swapped out']}")
+
+
+def test_a_worker_of_another_pool_is_found(client: redis.Redis, copied_tiers: IndexKeys, tiers: Tiers) -> None:
+    """A worker that took the wrong jobs would go unseen until wrong tokens come out."""
+    facts = (PoolAdded("gpu:other", "gpu", 4), PrefixMatched("engine-0", "large", 0, 0, 40))
+    rewrite(client, copied_tiers, 4, refacted(*facts))
+    rewrite(client, copied_tiers, tiers.at["swapped out"], reauthored("worker:gpu:other", 0))
+
+    found = complaint(statecore("verify", "--url", tiers.url, "--index", copied_tiers.name), 1)
+
+    assert found == (
+        "'worker:gpu:other' finished transfer 'engine-0:0', which goes from 'gpu' to 'cpu:host' at position 6"
+    )
+
+
+def test_a_finish_that_came_twice_is_sound(client: redis.Redis, copied_tiers: IndexKeys, tiers: Tiers) -> None:
+    """A late report, which every replica ignores, would be called a broken log."""
+    rewrite(client, copied_tiers, tiers.at["failed"], refacted(FINISHED, TransferFinished("engine-0:1", False, "disk")))
+
+    proof = answer(statecore("verify", "--url", tiers.url, "--index", copied_tiers.name, "--json"))
+
+    assert proof["sound"] is True
+    replayed = answer(statecore("replay", "--url", tiers.url, "--index", copied_tiers.name, "--json"))
+    assert replayed["ignored_finishes"] == 1
+    text = statecore("replay", "--url", tiers.url, "--index", copied_tiers.name).stdout
+    assert "2 not over, 6 so far; 1 result came too late" in text

@@ -13,7 +13,7 @@ from events import keys
 from events.facts import BlocksAllocated, Fact, PathExtended
 from events.log import EventLog, LogConnection
 from events.memory import MemoryTransport
-from events.ports import Appended, Base, Commit, Entry
+from events.ports import Appended, Base, Commit, Entry, Job
 from events.redis_log import RedisBackend
 
 BIRTH: Final = Base(0, "")
@@ -35,6 +35,7 @@ def commit(
     facts: Iterable[Fact] | None = None,
     pools: Iterable[str] = (),
     fences: tuple[tuple[str, int], ...] = (),
+    jobs: tuple[Job, ...] = (),
 ) -> Commit:
     """A commit of `engine` that checks and touches its own engine and these pools."""
     scopes = (keys.engine_scope(engine), *(keys.pool_scope(pool) for pool in pools))
@@ -46,6 +47,7 @@ def commit(
         checks=scopes,
         touches=scopes,
         fences=fences,
+        jobs=jobs,
     )
 
 
@@ -67,6 +69,20 @@ def ids(entries: Iterable[Entry]) -> list[str]:
     return [entry.id for entry in entries]
 
 
+def job(transfer: str, *, pool: str = "gpu:a", body: bytes = b"") -> Job:
+    return Job(pool, transfer, body or b"copy " + transfer.encode())
+
+
+def jobs_in(connection: LogConnection, index: str, pool: str = "gpu:a") -> list[tuple[str, bytes]]:
+    """Transfer and body of every job in the stream of a pool, in order."""
+    transport = connection.backend.transport(index)
+    if isinstance(transport, MemoryTransport):
+        return [(rung.transfer, rung.body) for rung in transport.jobs.get(pool, [])]
+    entries = client_of(connection).xrange(keys.IndexKeys.of(index).jobs(pool))
+    assert all(fields.keys() == {b"transfer", b"body"} for _, fields in entries)
+    return [(fields[b"transfer"].decode(), fields[b"body"]) for _, fields in entries]
+
+
 def client_of(connection: LogConnection) -> Any:
     """The Redis client of a connection, to look at or damage what is stored."""
     assert isinstance(connection.backend, RedisBackend)
@@ -74,10 +90,11 @@ def client_of(connection: LogConnection) -> Any:
 
 
 def dump(connection: LogConnection, index: str) -> object:
-    """Everything the backend holds for an index: entries, head with versions, fences."""
+    """Everything the backend holds for an index: entries, head with versions, fences, jobs."""
     transport = connection.backend.transport(index)
     if isinstance(transport, MemoryTransport):
-        return (transport.read(0, 1 << 30), transport.versions(), dict(transport._fences))
+        jobs = {pool: tuple(rung) for pool, rung in transport.jobs.items()}
+        return (transport.read(0, 1 << 30), transport.versions(), dict(transport._fences), jobs)
     return dump_keys(client_of(connection), index)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import fakeredis
 import pytest
 import redis
 
-from events import connect
+from events import connect, limits
 from events.errors import InvalidInput, OutcomeUnknown, Unavailable
+from events.keys import IndexKeys
 from events.log import EventLog
 from events.ports import Appended, Base
-from tests.contract.commits import BIRTH, commit, dump_keys, filled, ids
+from tests.contract.commits import BIRTH, commit, dump_keys, filled, ids, job
 from tests.contract.test_read import until
-from tests.servers import Proxy, RedisServer
+from tests.servers import Fault, Proxy, RedisServer, commits, healthy
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -143,6 +145,22 @@ def test_a_user_without_the_right(server: RedisServer, index_name: str, command:
     assert dump_keys(admin, index_name) == before
 
 
+@pytest.mark.xfail(strict=True, reason="commit.lua, redis_log.py: a head without a log is left behind, and is listed")
+def test_a_user_who_may_not_begin_a_log(server: RedisServer, index_name: str) -> None:
+    """Otherwise an engine with too few rights would leave an index behind that nobody made.
+
+    Given a user who may write hashes but no streams, when the first commit is appended, then Unavailable, and the index is
+    not among those there are.
+    """
+    server.client().execute_command("ACL", "SETUSER", "engine", "on", ">pw", "~*", "+@all", "-xadd")
+
+    with connect(server.url.replace("redis://", "redis://engine:pw@")) as connection:
+        with pytest.raises(Unavailable, match="may not run"):
+            connection.log(index_name).append(commit("c1"), BIRTH)
+
+        assert connection.indexes() == ()
+
+
 # --- later on -------------------------------------------------------------------------------------------------------
 
 
@@ -219,19 +237,42 @@ TROUBLES: dict[str, tuple[Change, Change, str]] = {
 def test_a_server_that_goes_bad(server: RedisServer, log: EventLog, trouble: str) -> None:
     """Otherwise trouble of the server would be taken for a corrupt log, or leave a step in doubt.
 
-    Given an open log, when its server stops taking writes, then Unavailable with the remedy, nothing in doubt, nothing
-    written; when it takes writes again, then so does the log.
+    Given an open log, when its server stops taking writes, then Unavailable with the remedy, nothing in doubt, no entry
+    and no job written; when it takes writes again, then so does the log.
     """
     begin, end, remedy = TROUBLES[trouble]
     begin(server)
 
     with pytest.raises(Unavailable, match=remedy) as refused:
-        log.append(commit("x1", engine="x", fences=(("x", 1),)), Base(2, "c2"))
+        log.append(commit("x1", engine="x", fences=(("x", 1),), jobs=(job("x:0"),)), Base(2, "c2"))
 
     assert not isinstance(refused.value, OutcomeUnknown)
     end(server)
     assert ids(log.read(0)) == ["c1", "c2"]
+    assert server.client().exists(IndexKeys.of(log.index).jobs("gpu:a")) == 0
     assert log.append(commit("x2", engine="x"), Base(2, "c2")) == Appended(3, ())
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_lasts_is_said_at_once(
+    server: RedisServer, log: EventLog, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise every step would stall for ten seconds on a server that has said plainly that it will not.
+
+    Given usual deadlines and a server that stops taking writes, when appending, then Unavailable at once, and it says
+    that trying again is idle.
+    """
+    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 10.0)
+    monkeypatch.setattr(limits, "READ_DEADLINE_S", 10.0)
+    begin, _, remedy = TROUBLES[trouble]
+    begin(server)
+    began = time.monotonic()
+
+    with pytest.raises(Unavailable, match=remedy) as refused:
+        log.append(commit("x1", engine="x"), Base(2, "c2"))
+
+    assert refused.value.lasting
+    assert time.monotonic() - began < 2.0
 
 
 def test_a_busy_server(server: RedisServer, log: EventLog) -> None:
@@ -252,39 +293,123 @@ def test_a_busy_server(server: RedisServer, log: EventLog) -> None:
     assert log.append(commit("x1", engine="x"), Base(2, "c2")) == Appended(3, ())
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"-LOADING Redis is loading the dataset in memory\r\n",
-        b"-CLUSTERDOWN The cluster is down\r\n",
-        b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
-        b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
-        b"-NOREPLICAS Not enough good replicas to write.\r\n",
-        b"-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n",
-        b"-ERR max number of clients reached\r\n",
-        b"-MOVED 1234 10.0.0.7:6379\r\n",
-        b"-DENIED Redis is running in protected mode\r\n",
-    ],
-    ids=lambda reply: reply[1:9].decode(),
-)
-def test_refusals_of_the_server_are_no_doubt(proxy: Proxy, index_name: str, reply: bytes) -> None:
-    """Otherwise a server that says plainly "not now" would leave engines in doubt, or make them drop everything.
+PASSING = [
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n",
+    b"-CLUSTERDOWN The cluster is down\r\n",
+    b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+    b"-ASK 1234 10.0.0.7:6379\r\n",
+    b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n",
+    b"-ERR max number of clients reached\r\n",
+]
+LASTING = [
+    b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-NOAUTH Authentication required.\r\n",
+    b"-NOPERM this user has no permissions to run the 'evalsha' command\r\n",
+    b"-NOREPLICAS Not enough good replicas to write.\r\n",
+    b"-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.\r\n",
+    b"-MOVED 1234 10.0.0.7:6379\r\n",
+    b"-DENIED Redis is running in protected mode\r\n",
+    b"-ERR Error running script (call to f_1): @user_script:91: -OOM command not allowed when used memory.\r\n",
+    b"-ERR Error running script (call to f_1): @user_script:91: -READONLY You can't write against a read only replica.\r\n",
+]
+"""The last two are how Redis 6.2 words what happens inside a script (redis-facts C7)."""
 
-    Given a server that answers an append with an error of its own, when the deadline passes, then Unavailable, no doubt.
+
+def code(reply: bytes) -> str:
+    return reply.decode().rpartition(": -")[2].lstrip("-").split()[0] + ("-inside" if b"f_1" in reply else "")
+
+
+@pytest.fixture
+def very_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines long enough for a second try, which is all that is asked for."""
+    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 0.1)
+    monkeypatch.setattr(limits, "READ_DEADLINE_S", 0.1)
+
+
+@pytest.mark.usefixtures("very_impatient")
+@pytest.mark.parametrize("reply", [*PASSING, *LASTING], ids=code)
+def test_refusals_of_the_server_are_no_doubt(proxy: Proxy, index_name: str, reply: bytes) -> None:
+    """Otherwise a server that says plainly "not now" would leave engines in doubt, or make them drop everything; and one
+    that says "no" would be asked fifty times.
+
+    Given a server that answers an append with an error of its own, when it may pass, then the append is tried until the
+    deadline, else once; then Unavailable, no doubt.
     """
     with connect(proxy.url) as connection:
         log = connection.log(index_name)
         log.append(commit("c1"), BIRTH)
         proxy.answer = lambda command: reply if command.startswith("EVAL") else None
+        proxy.seen.clear()
 
         with pytest.raises(Unavailable) as refused:
             log.append(commit("c2"), Base(1, "c1"))
 
         assert not isinstance(refused.value, OutcomeUnknown)
+        assert refused.value.lasting == (reply in LASTING)
+        assert (proxy.seen.count("EVALSHA") == 1) == (reply in LASTING)
         proxy.answer = lambda _command: None
         assert log.append(commit("c2"), Base(1, "c1")) == Appended(2, ())
 
 
+@pytest.mark.usefixtures("very_impatient")
+@pytest.mark.parametrize("reply", [*PASSING, *LASTING], ids=code)
+def test_refused_reads_are_repeated_while_it_may_help(proxy: Proxy, index_name: str, reply: bytes) -> None:
+    """Otherwise a joining engine would fail while its server loads, or hang on one that will never serve it.
+
+    Given a server that answers reads with an error of its own, when reading and asking for the head, then as with appends.
+    """
+    with connect(proxy.url) as connection:
+        log = connection.log(index_name)
+        log.append(commit("c1"), BIRTH)
+        asks: dict[str, Callable[[], object]] = {"XRANGE": lambda: log.read(0), "HMGET": log.head}
+        for command, ask in asks.items():
+            proxy.answer = lambda name: reply if name in asks else None
+            proxy.seen.clear()
+
+            with pytest.raises(Unavailable) as refused:
+                ask()
+
+            assert refused.value.lasting == (reply in LASTING)
+            assert (proxy.seen.count(command) == 1) == (reply in LASTING)
+        proxy.answer = lambda _command: None
+        assert ids(log.read(0)) == ["c1"]
+
+
+def test_a_refusal_that_lasts_does_not_end_a_doubt(proxy: Proxy, index_name: str) -> None:
+    """Otherwise a step whose copy is still in the network would be taken back, and land after all.
+
+    Given a request that is late and then a server that says it is read-only, when appended, then OutcomeUnknown at once;
+    when the copy has arrived, appending again finds it.
+    """
+    with connect(proxy.url) as connection:
+        log = connection.log(index_name)
+        log.append(commit("c1"), BIRTH)
+        sent: list[str] = []
+
+        def late_then_read_only(command: str) -> bytes | None:
+            if not command.startswith("EVAL"):
+                return None
+            sent.append(command)
+            return None if len(sent) == 1 else b"-READONLY You can't write against a read only replica.\r\n"
+
+        proxy.answer = late_then_read_only
+        proxy.rule = commits(Fault.LATE)
+
+        with pytest.raises(OutcomeUnknown):
+            log.append(commit("c2"), Base(1, "c1"))
+
+        assert len(sent) == 2
+        proxy.answer, proxy.rule = lambda _command: None, healthy
+        assert proxy.deliver() == 1
+        assert log.append(commit("c2"), Base(1, "c1")) == Appended(2, ())
+        assert ids(log.read(0)) == ["c1", "c2"]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="redis_log.py: a reply of another shape is no OutcomeUnknown, but Unavailable, TypeError, …"
+)
 @pytest.mark.parametrize(
     "reply",
     [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n$5\r\nhello\r\n", b"$-1\r\n", b"*2\r\n$8\r\nappended\r\n$1\r\nx\r\n"],
@@ -292,15 +417,15 @@ def test_refusals_of_the_server_are_no_doubt(proxy: Proxy, index_name: str, repl
 def test_an_answer_that_is_none(proxy: Proxy, index_name: str, reply: bytes) -> None:
     """Otherwise a proxy that answers nonsense would crash an engine with a traceback.
 
-    Given an append answered by something commit.lua never says, when appended, then one of our errors or, once asked
-    again, the truth; never anything else, and at most one copy.
+    Given an append answered by something commit.lua never says, when appended, then OutcomeUnknown: it may have landed;
+    once asked again, the truth, and at most one copy.
     """
     with connect(proxy.url) as connection:
         log = connection.log(index_name)
         log.append(commit("c1"), BIRTH)
         proxy.answer = lambda command: reply if command.startswith("EVAL") else None
 
-        with pytest.raises(Unavailable):
+        with pytest.raises(OutcomeUnknown):
             log.append(commit("c2"), Base(1, "c1"))
 
         proxy.answer = lambda _command: None

@@ -21,6 +21,7 @@ from events.errors import InvalidInput, Unavailable
 from events.log import LogConnection
 from events.ports import Appended, Base
 from tests.contract.commits import BIRTH, client_of, commit, filled, ids
+from tests.contract.test_read import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -202,6 +203,54 @@ def test_the_server_ends_with_the_process_that_started_it(
     process.communicate("end\n" if not signals else None, timeout=20)
 
     assert gone(pid)
+
+
+def test_a_temporary_folder_goes_with_the_process_that_made_it(tmp_path: Path, killed_afterwards: list[int]) -> None:
+    """Otherwise every killed demo or test would leave a folder behind.
+
+    Given a process with embedded://, when it is killed, then its server ends and its folder is removed; a folder that was
+    named stays.
+    """
+    program = (
+        "import sys\n"
+        "from events import connect\n"
+        "own, named = connect('embedded://'), connect('embedded://' + sys.argv[1])\n"
+        "for connection in (own, named):\n"
+        "    sys.stdout.write(f'{connection.backend.server.pid} {connection.backend.server.folder}\\n')\n"
+        "sys.stdout.flush()\n"
+        "sys.stdin.readline()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "named")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    (own, folder), (named, kept) = (process.stdout.readline().split(maxsplit=1) for _ in range(2))
+    killed_afterwards += [int(own), int(named)]
+    assert Path(folder.strip()).is_dir()
+
+    process.kill()
+    process.communicate()
+
+    assert gone(int(own))
+    assert gone(int(named))
+    until(lambda: not Path(folder.strip()).exists())
+    assert (Path(kept.strip()) / "redis.log").is_file()
+
+
+def test_the_lock_of_a_dead_server_is_free(tmp_path: Path) -> None:
+    """Otherwise a folder whose server was killed could not be opened before a reboot.
+
+    Given a server that was killed with its owner still alive, when the folder is opened again, then there is a new one.
+    """
+    with EmbeddedRedis(tmp_path) as first:
+        pid = first.pid
+        first.kill()
+        with connect(f"embedded://{tmp_path}") as connection:
+            assert pid_of(connection) != pid
 
 
 def test_a_server_that_does_not_answer_is_not_doubled(

@@ -10,7 +10,7 @@ import pytest
 from events import limits
 from events.log import EventLog, LogConnection
 from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Fenced
-from tests.contract.commits import BIRTH, commit, dump, filled, ids
+from tests.contract.commits import BIRTH, commit, dump, filled, ids, job
 
 # --- fences ---------------------------------------------------------------------------------------------------------
 
@@ -67,6 +67,22 @@ def test_only_the_named_engines_are_fenced(connection: LogConnection, index_name
     assert log.append(commit("a1", engine="a"), base) == Fenced(2)
     assert log.append(commit("b1", engine="b"), base) == Fenced(5)
     assert isinstance(log.append(commit("c1", engine="c"), base), Appended)
+
+
+def test_own_commit_from_before_the_fence_is_found(connection: LogConnection, index_name: str) -> None:
+    """Otherwise an engine whose client repeats on its own would be told that its last step never happened.
+
+    Given a1 landed and then a's fence was raised, when the same commit comes again, then Appended at its place; when
+    another commit comes, then Fenced.
+    """
+    log = connection.log(index_name)
+    log.append(commit("b1", engine="b"), BIRTH)
+    log.append(commit("a1"), BIRTH)
+    log.append(commit("k1", engine="keeper", fences=(("a", 2),)), Base(2, "a1"))
+
+    assert log.append(commit("a1"), BIRTH) == Appended(2, log.read(0)[:1])
+    assert log.append(commit("a2"), Base(2, "a1")) == Fenced(2)
+    assert ids(log.read(0)) == ["b1", "a1", "k1"]
 
 
 # --- a history that does not fit ------------------------------------------------------------------------------------
@@ -172,34 +188,35 @@ class Refused:
     because: Callable[[AppendReply], bool]
 
 
+RUNG = (job("x:0"), job("x:1", pool="gpu:b"))
 REFUSED = {
     "conflicted": Refused(
-        commit("x1", engine="x", pools=["new", "p"], fences=(("a", 8), ("new", 1))),
+        commit("x1", engine="x", pools=["new", "p"], fences=(("a", 8), ("new", 1)), jobs=RUNG),
         Base(1, "c1"),
         lambda reply: isinstance(reply, Conflicted) and len(reply.missed) == 5,
     ),
     "behind": Refused(
-        commit("x1", engine="x", pools=["new"], fences=(("new", 1),)),
+        commit("x1", engine="x", pools=["new"], fences=(("new", 1),), jobs=RUNG),
         BIRTH,
         lambda reply: isinstance(reply, Conflicted) and len(reply.missed) == 6,
     ),
     "fenced": Refused(
-        commit("x1", engine="gone", session=4, pools=["new"], fences=(("gone", 9), ("new", 1))),
+        commit("x1", engine="gone", session=4, pools=["new"], fences=(("gone", 9), ("new", 1)), jobs=RUNG),
         Base(6, "k"),
         lambda reply: reply == Fenced(5),
     ),
     "diverged in the middle": Refused(
-        commit("x1", engine="x", pools=["new"], fences=(("new", 1),)),
+        commit("x1", engine="x", pools=["new"], fences=(("new", 1),), jobs=RUNG),
         Base(2, "other"),
         lambda reply: reply == Diverged(2, "c2"),
     ),
     "diverged at the head": Refused(
-        commit("x1", engine="x", pools=["new"], fences=(("new", 1),)),
+        commit("x1", engine="x", pools=["new"], fences=(("new", 1),), jobs=RUNG),
         Base(6, "other"),
         lambda reply: reply == Diverged(6, "k"),
     ),
     "diverged beyond": Refused(
-        commit("x1", engine="x", pools=["new"], fences=(("new", 1),)),
+        commit("x1", engine="x", pools=["new"], fences=(("new", 1),), jobs=RUNG),
         Base(7, "c7"),
         lambda reply: reply == Diverged(7, ""),
     ),

@@ -15,12 +15,13 @@ import pytest
 from events import codec, keys
 from events.log import LogConnection
 from events.memory import MemoryTransport
-from events.ports import Base, Behind, Diverged, Fenced, RawAppended, RawConflicted, RawReply, Record, Transport
-from tests.contract.commits import client_of, commit, fact, hashed_fact
+from events.ports import Base, Behind, Diverged, Fenced, Job, RawAppended, RawConflicted, RawReply, Record, Transport
+from tests.contract.commits import client_of, commit, fact, hashed_fact, job, jobs_in
 
 STEPS = 250
 ENGINES = ("a", "b", "c")
 POOLS = ("p", "q", "position", "engine:a")
+JOB_POOLS = ("p", "q")
 
 Answer: TypeAlias = tuple[RawReply, object]
 
@@ -36,6 +37,7 @@ class Attempt:
     checks: tuple[str, ...]
     touches: tuple[str, ...]
     fences: tuple[tuple[str, int], ...]
+    jobs: tuple[Job, ...]
 
     def on(self, transport: Transport) -> RawReply:
         return transport.append(
@@ -46,6 +48,7 @@ class Attempt:
             checks=self.checks,
             touches=self.touches,
             fences=self.fences,
+            jobs=self.jobs,
         )
 
 
@@ -78,19 +81,25 @@ def attempts(chance: random.Random, known: list[str]) -> Iterator[Attempt]:
             checks=tuple(scopes),
             touches=tuple(scopes if chance.random() < 0.7 else scopes[:1]),
             fences=fences,
+            jobs=tuple(
+                job(f"{engine}:{number}.{each}", pool=chance.choice(JOB_POOLS), body=chance.randbytes(9))
+                for each in range(chance.choice((0, 0, 0, 1, 3)))
+            ),
         )
         yield last
 
 
 def held(transport: Transport, connection: LogConnection, index: str) -> object:
-    """Versions and fences, for comparison across backends."""
+    """Versions, fences and jobs, for comparison across backends."""
     if isinstance(transport, MemoryTransport):
-        return dict(transport.versions()), dict(transport._fences)
+        jobs = [[(rung.transfer, rung.body) for rung in transport.jobs.get(pool, [])] for pool in JOB_POOLS]
+        return dict(transport.versions()), dict(transport._fences), jobs
     names = keys.IndexKeys.of(index)
     client = client_of(connection)
     head = {name.decode(): value for name, value in client.hgetall(names.head).items()}
     versions = {scope: int(head[scope]) for scope in head if scope not in {"position", "commit", "layout"}}
-    return versions, {name.decode(): int(lowest) for name, lowest in client.hgetall(names.fence).items()}
+    fences = {name.decode(): int(lowest) for name, lowest in client.hgetall(names.fence).items()}
+    return versions, fences, [jobs_in(connection, index, pool) for pool in JOB_POOLS]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -99,7 +108,8 @@ def test_every_reply_is_that_of_the_definition(
 ) -> None:
     """Otherwise what the simulator proves in memory would not hold in production.
 
-    Given a random history, when memory and the backend get the same appends, then every reply, page and version is equal.
+    Given a random history, when memory and the backend get the same appends, then every reply, page, version
+    and job is equal.
     """
     monkeypatch.setattr("events.redis_log.MISSED_ENTRIES_MAX", 5)
     monkeypatch.setattr("events.memory.MISSED_ENTRIES_MAX", 5)

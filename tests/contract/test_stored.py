@@ -58,29 +58,46 @@ def test_a_key_of_another_type(stored: LogConnection, index_name: str, key: str,
     assert dump(stored, index_name) == before
 
 
-@pytest.mark.parametrize("field", ["commit", "author", "at", "schema", "body", "hashes", "checksum"])
+META = ("commit", "author", "at", "schema", "checksum")
+
+
+def with_meta(**changed: bytes) -> Callable[[Fields], Fields]:
+    """The same entry with other words in its field of meta data."""
+
+    def change(fields: Fields) -> Fields:
+        words = dict(zip(META, fields[b"meta"].split(b" "), strict=True)) | changed
+        return fields | {b"meta": b" ".join(words.values())}
+
+    return change
+
+
+def harmed(value: bytes, damage: str) -> bytes | None:
+    """A value that lost a bit, its tail, all of it, or (None) itself."""
+    return {"flipped": value[:-1] + bytes([value[-1] ^ 1]), "cut": value[:-1], "empty": b"", "gone": None}[damage]
+
+
+@pytest.mark.parametrize("part", ["meta", "body", "hashes", *META])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone"])
-def test_a_damaged_field(stored: LogConnection, index_name: str, field: str, damage: str) -> None:
+def test_a_damaged_field(stored: LogConnection, index_name: str, part: str, damage: str) -> None:
     """Otherwise an engine would use blocks by a history that never was.
 
-    Given an entry whose field lost a bit, its tail, or itself, when read or met in a reply, then CorruptState names it.
+    Given an entry of which a field, or a word of the field of meta data, lost a bit, its tail, or itself, when read or met
+    in a reply, then CorruptState names its position.
     """
     log = stored.log(index_name)
     base = filled(log, 3)
     log.append(commit("c4", facts=[hashed_fact(bytes(32))]), base)
-    name = field.encode()
 
     def harm(fields: Fields) -> Fields:
-        value = fields[name]
-        changed = {
-            "flipped": value[:-1] + bytes([value[-1] ^ 1]),
-            "cut": value[:-1],
-            "empty": b"",
-            "gone": b"",
-        }[damage]
-        return {
-            key: changed if key == name else value for key, value in fields.items() if key != name or damage != "gone"
-        }
+        if part in META:
+            words = [
+                harmed(word, damage) if name == part else word
+                for name, word in zip(META, fields[b"meta"].split(b" "), strict=True)
+            ]
+            return fields | {b"meta": b" ".join(word for word in words if word is not None)}
+        value = harmed(fields[part.encode()], damage)
+        kept = {name: kept for name, kept in fields.items() if name != part.encode()}
+        return kept if value is None else kept | {part.encode(): value}
 
     rewrite(client_of(stored), IndexKeys.of(index_name).log, 4, harm)
 
@@ -92,6 +109,25 @@ def test_a_damaged_field(stored: LogConnection, index_name: str, field: str, dam
         assert refused.value.position == 4
 
 
+def test_an_entry_without_its_link(stored: LogConnection, index_name: str) -> None:
+    """Otherwise a replica could not tell that the entry continues another history than its own.
+
+    Given an entry that does not name the one before it, when read or met in a reply, then CorruptState with its position.
+    """
+    log = stored.log(index_name)
+    filled(log, 3)
+    rewrite(
+        client_of(stored),
+        IndexKeys.of(index_name).log,
+        3,
+        lambda fields: {name: value for name, value in fields.items() if name != b"previous"},
+    )
+
+    for meet in (lambda: log.read(0), lambda: log.append(commit("x1", engine="x"), Base(1, "c1"))):
+        with pytest.raises(CorruptState, match=r"previous.* at position 3"):
+            meet()
+
+
 def test_a_newer_release_wrote_it(stored: LogConnection, index_name: str) -> None:
     """Otherwise an old engine would guess at facts it does not know.
 
@@ -99,7 +135,7 @@ def test_a_newer_release_wrote_it(stored: LogConnection, index_name: str) -> Non
     """
     log = stored.log(index_name)
     filled(log, 2)
-    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, lambda fields: {**fields, b"schema": b"2"})
+    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, with_meta(schema=b"2"))
 
     for meet in (lambda: log.read(0), lambda: log.append(commit("x1", engine="x"), Base(1, "c1"))):
         with pytest.raises(NewerSchema, match=r"schema 2.*upgrade statecore at position 2"):
@@ -114,7 +150,7 @@ def test_a_schema_nobody_wrote(stored: LogConnection, index_name: str, schema: b
     """
     log = stored.log(index_name)
     filled(log, 2)
-    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, lambda fields: {**fields, b"schema": schema})
+    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, with_meta(schema=schema))
 
     with pytest.raises(CorruptState, match="position 2"):
         log.read(0)
@@ -243,19 +279,16 @@ def test_the_follower_meets_an_unreadable_entry(stored: LogConnection, index_nam
     """
     log = stored.log(index_name)
     filled(log, 2)
-    fields: dict[str, bytes] = {"message": b"hello"}
+    fields: Fields = {b"message": b"hello"}
     if damage == "newer":
-        fields = {
-            name.decode(): value for name, value in client_of(stored).xrange(IndexKeys.of(index_name).log)[1][1].items()
-        }
-        fields["schema"] = b"2"
+        fields = with_meta(schema=b"2")(client_of(stored).xrange(IndexKeys.of(index_name).log)[1][1])
     log.follow(2)
     client_of(stored).xadd(IndexKeys.of(index_name).log, fields, id="3-0")
     heard: list[CorruptState] = []
 
     def ask() -> bool:
         try:
-            assert log.arrived() == ()
+            assert log.arrived(2) == ()
         except CorruptState as error:
             heard.append(error)
         return bool(heard)

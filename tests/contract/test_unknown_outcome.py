@@ -180,10 +180,12 @@ def test_doubt_does_not_depend_on_what_the_caller_handles(
 ) -> None:
     """Otherwise a step that stands would be reported as not done, when called from an `except` block.
 
-    Given the caller is handling a refused connection, when a reply is lost, then OutcomeUnknown as anywhere else.
+    Given the caller is handling a refused connection, when a reply and all that follows is lost, then OutcomeUnknown as
+    anywhere else.
     """
+    first = [Fault.LOSE_REPLY]
+    proxy.rule = lambda command: (first or [Fault.LOSE_REQUEST]).pop() if command == "EVALSHA" else Fault.LOSE_REQUEST
     monkeypatch.setattr(limits, "RETRY_ATTEMPTS_MAX", 1)
-    proxy.rule = once(Fault.LOSE_REPLY, when=lambda command: command.startswith("EVAL"))
 
     def while_handling() -> None:
         try:

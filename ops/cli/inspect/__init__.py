@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "tree": Lazy("ops.cli.inspect.tree:command", "The prefix tree: runs, their copies, who uses them."),
     "request": Lazy("ops.cli.inspect.request:command", "A request: its block table and what happened to it."),
     "engine": Lazy("ops.cli.inspect.engine:command", "An engine: its lives, counters and requests."),
+    "transfers": Lazy("ops.cli.inspect.transfers:command", "Transfers that are not over, since when, and who waits."),
 }
 
 
@@ -23,7 +24,7 @@ _COMMANDS: Final = {
     cls=LazyGroup,
     lazy=_COMMANDS,
     context_settings=SETTINGS,
-    short_help="Look into pools, the tree, a request or an engine, at any position.",
+    short_help="Look into pools, tree, requests, engines, transfers, at any time.",
 )
 def command() -> None:
     """Look into a state: now, or as it was at any position (--at N).

@@ -8,8 +8,8 @@ import click
 from events.errors import InvalidInput
 from ops.cli.inspect.history import Life, watch_lives
 from ops.cli.inspect.view import View, inspect_options, opened_view
-from ops.cli.output import iso_time, number, percent, show, table, write_json
-from ops.cli.report import pairs
+from ops.cli.output import iso_time, number, show, table, write_json
+from ops.cli.report import hit_rate_words, pairs
 from ops.cli.source import Where
 from ops.cli.summary import EngineSummary, summarise_engine
 from ops.cli.words import block_words
@@ -56,7 +56,7 @@ def _request_dict(request: Request) -> dict[str, object]:
         "path_blocks": request.path_blocks,
         "duplicate_blocks": _duplicates(request),
         "private_blocks": ranges.count(request.private),
-        "extended_at": request.extended_at,
+        "matched_blocks": request.matched,
     }
 
 
@@ -71,13 +71,12 @@ def _show(view: View, engine: Engine, summary: EngineSummary, lives: list[Life],
         ("at", f"position {number(view.state.position)} of index {view.index!r}"),
         ("pool", engine.gpu_pool if engine.cpu_pool is None else f"{engine.gpu_pool}, {engine.cpu_pool}"),
         ("ranks", str(engine.tensor_parallel_size)),
-        ("requests", f"{number(counters.requests_seen)}, {number(counters.requests_hit)} of them hit"),
-        (
-            "hit rate",
-            f"{percent(counters.hit_rate)} ({number(counters.matched_tokens)} of {number(counters.prompt_tokens)} "
-            "prompt tokens reused)",
-        ),
+        ("hit rate", hit_rate_words(counters, tiers=engine.cpu_pool is not None)),
     ]
+    if engine.cpu_pool is not None:
+        rows.append(
+            ("transfers", f"{number(_open_transfers(view, engine))} not over, {number(counters.transfers)} so far")
+        )
     rows += [(f"holds in {pool}", block_words(tuple(held))) for pool, held in sorted(engine.held.items()) if held.total]
     known = table("session#", "joined at#", "time", "ended at#", "time", "how", title="Lives")
     for life in lives:
@@ -89,12 +88,16 @@ def _show(view: View, engine: Engine, summary: EngineSummary, lives: list[Life],
             ),
         )  # fmt: skip
     title = "Requests it serves" if requests else "It serves no request"
-    served = table("request", "path#", "duplicates#", "private#", "last extended at#", title=title)
+    served = table("request", "path#", "matched#", "duplicates#", "private#", title=title)
     served.show_header = bool(requests)
     for request in requests:
-        counts = (request.path_blocks, _duplicates(request), ranges.count(request.private), request.extended_at)
+        counts = (request.path_blocks, request.matched, _duplicates(request), ranges.count(request.private))
         served.add_row(request.id, *map(number, counts))
     show(pairs(*rows), known, served)
+
+
+def _open_transfers(view: View, engine: Engine) -> int:
+    return sum(transfer.engine == engine.name for transfer in view.state.transfers.values())
 
 
 def _time(at_ms: int) -> str:

@@ -1,6 +1,7 @@
-"""What the log says about one request or one engine, collected while it is replayed.
+"""What the log says about one request, engine or transfer, collected while it is replayed.
 
-Owns when a request begins and ends: it also ends with its engine's life, which no fact about the request says.
+Owns when a request begins and ends (it also ends with its engine's life, which no fact about the request says), and that
+the end of a swap-in belongs to the request it was started for.
 """
 
 from __future__ import annotations
@@ -10,9 +11,19 @@ from collections.abc import Callable
 import attrs
 
 from events.codec import fact_to_dict
-from events.facts import EngineJoined, EngineLeft, EngineLost, Fact, PrefixMatched, RequestReleased
+from events.facts import (
+    EngineJoined,
+    EngineLeft,
+    EngineLost,
+    Fact,
+    PrefixMatched,
+    RequestReleased,
+    TransferFinished,
+    TransferStarted,
+)
 from events.ports import Entry
 from ops.cli.output import iso_time
+from ops.cli.transfers import engine_of, transfer_of
 from statecore.state import State
 
 
@@ -37,17 +48,22 @@ class RequestHistory:
     engine: str | None
     events: dict[str, list[Event]] = attrs.field(factory=dict)
     _live: set[str] = attrs.field(factory=set)
+    _transfers: set[str] = attrs.field(factory=set)
 
     def watch(self, _state: State, entry: Entry) -> None:
         for fact in entry.facts:
-            engine = getattr(fact, "engine", None)
-            if not isinstance(engine, str) or self.engine not in (None, engine):
+            engine = engine_of(fact)
+            if engine is None or self.engine not in (None, engine):
                 continue
             if getattr(fact, "request", None) == self.request:
                 if isinstance(fact, PrefixMatched):
                     self._live.add(engine)
                 elif isinstance(fact, RequestReleased):
                     self._live.discard(engine)
+                elif isinstance(fact, TransferStarted):
+                    self._transfers.add(fact.transfer)
+            elif transfer_of(fact) in self._transfers:
+                pass
             elif isinstance(fact, EngineLeft | EngineLost) and engine in self._live:
                 self._live.discard(engine)
             else:
@@ -86,5 +102,18 @@ def watch_lives(engine: str, lives: list[Life]) -> Callable[[State, Entry], None
                     lives.append(Life(fact.session, event))
                 elif lives:
                     lives[-1].ended = event
+
+    return watch
+
+
+def watch_starts(starts: dict[str, Event]) -> Callable[[State, Entry], None]:
+    """Collects the start of every transfer that has not finished, by id."""
+
+    def watch(_state: State, entry: Entry) -> None:
+        for fact in entry.facts:
+            if isinstance(fact, TransferStarted):
+                starts[fact.transfer] = Event(entry.position, entry.at_ms, entry.engine, fact)
+            elif isinstance(fact, TransferFinished):
+                starts.pop(fact.transfer, None)
 
     return watch

@@ -20,9 +20,15 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
     """Blocks of each pool, by use, which of them are free, and who works in the pool.
 
     \b
-    blocks   = free + cached + used      cached    hold a prefix that no request uses
-    used     = pinned + private          pinned    hold a prefix in use
-                                         private   belong to one request, or to an engine itself
+    blocks = free + cached + used
+    used   = pinned + private + filling + quarantined
+      cached       hold a prefix that no request uses
+      pinned       hold a prefix in use, or one that a transfer reads
+      private      belong to one request, or to an engine itself
+      filling      a transfer brings their bytes
+      quarantined  of a cancelled transfer: a worker may still write into them
+    leaving        those of the pinned that a swap-out takes away, unless they are used again
+    evicted, arrived, rescued    dropped, brought by transfers, used again before they had left: so far
     """
     with opened_view(where, at) as view:
         counts = count_pools(view.state)

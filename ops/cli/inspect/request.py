@@ -14,7 +14,7 @@ from rich.table import Table
 from events.errors import InvalidInput
 from events.facts import BlockRanges
 from ops.cli.inspect.history import Event, RequestHistory
-from ops.cli.inspect.view import View, inspect_options, opened_view
+from ops.cli.inspect.view import View, copy_marks, inspect_options, opened_view
 from ops.cli.output import count, iso_time, number, show, table, write_json
 from ops.cli.report import pairs
 from ops.cli.source import Where
@@ -35,8 +35,8 @@ class Part:
         blocks: what the request uses there, in token order.
         kind: "shared" (the tree's), "duplicate" (its own, where the tree holds the same content), "private".
         node: the run of the tree it lies in, None for private blocks.
-        refs: requests that use that run.
-        pending: the engine that computes the run, None when its bytes are there.
+        refs: requests that use that run, and transfers that read it.
+        marks: what is going on with the run: "pending (engine)", "filling (transfer)", "leaving (transfer)".
     """
 
     start: int
@@ -44,7 +44,7 @@ class Part:
     kind: str
     node: int | None = None
     refs: int | None = None
-    pending: str | None = None
+    marks: tuple[str, ...] = ()
 
     @property
     def end(self) -> int:
@@ -101,21 +101,18 @@ def table_parts(request: Request, pool: str) -> Iterator[Part]:
 def _run_parts(node: Node, request: Request, pool: str) -> Iterator[Part]:
     """One run, cut where the request's own blocks stand in for the tree's."""
     copy = node.copies[pool]
+    run = (node.id, copy.refs, tuple(copy_marks(copy)))
     at = node.start
     for depth, own in sorted(request.duplicates):
         start, end = max(depth, node.start), min(depth + ranges.count(own), node.end)
         if start >= end:
             continue
         if at < start:
-            yield Part(
-                at, _slice(copy.blocks, at - node.start, start - node.start), SHARED, node.id, copy.refs, copy.pending
-            )
-        yield Part(start, _slice(own, start - depth, end - depth), DUPLICATE, node.id, copy.refs, copy.pending)
+            yield Part(at, _slice(copy.blocks, at - node.start, start - node.start), SHARED, *run)
+        yield Part(start, _slice(own, start - depth, end - depth), DUPLICATE, *run)
         at = end
     if at < node.end:
-        yield Part(
-            at, _slice(copy.blocks, at - node.start, node.end - node.start), SHARED, node.id, copy.refs, copy.pending
-        )
+        yield Part(at, _slice(copy.blocks, at - node.start, node.end - node.start), SHARED, *run)
 
 
 def _slice(blocks: BlockRanges, start: int, end: int) -> BlockRanges:
@@ -172,6 +169,6 @@ def _table_of(parts: list[Part], block_size: int) -> Table:
             block_words(part.blocks),
             "" if part.node is None else str(part.node),
             "" if part.refs is None else str(part.refs),
-            "" if part.pending is None else f"pending ({part.pending})",
+            ", ".join(part.marks),
         )
     return made

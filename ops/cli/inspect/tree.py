@@ -14,7 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from events.facts import BLOCK_HASH_BYTES
-from ops.cli.inspect.view import View, inspect_options, opened_view
+from ops.cli.inspect.view import View, copy_marks, inspect_options, opened_view
 from ops.cli.output import count, number, show, write_json
 from ops.cli.source import Where
 from ops.cli.words import block_words, hash_words
@@ -40,8 +40,10 @@ def command(
     \b
     node 4  blocks 3-7  5 blocks c228cb46…      its place on the path, and its content
       gpu:engine-0 12-16                        its blocks in that pool
-      refs 2, last used 118                     requests that use it; position of the last use
+      refs 2, last used 118                     requests and transfers that use it; position of the last use
       pending (engine-0)                        that engine still computes its bytes
+      filling (engine-0:3)                      that transfer brings its bytes
+      leaving (engine-0:4)                      that swap-out takes it away, unless it is used again
 
     \b
     Examples:
@@ -114,8 +116,8 @@ def _label(node: Node, pool: str | None) -> Text:
 def _copy_label(pool: str, copy: Copy) -> Text:
     words = Text.assemble((pool, "cyan"), f" {block_words(copy.blocks)}")
     words.append(f" refs {copy.refs}, last used {copy.last_used}", style="green" if copy.refs else "")
-    if copy.pending is not None:
-        words.append(f", pending ({copy.pending})", style="yellow")
+    for mark in copy_marks(copy):
+        words.append(f", {mark}", style="yellow")
     return words
 
 
@@ -135,6 +137,8 @@ def _as_dict(node: Node, pool: str | None) -> dict[str, object]:
                 "refs": copy.refs,
                 "last_used": copy.last_used,
                 "pending": copy.pending,
+                "filling": copy.filling,
+                "leaving": copy.leaving,
                 "evictable": copy.evictable,
             }
             for name, copy in sorted(node.copies.items())

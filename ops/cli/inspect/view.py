@@ -1,4 +1,4 @@
-"""What the `inspect` commands share: the options, and a state replayed to the position asked for."""
+"""What the `inspect` commands share: the options, a state replayed to the position asked for, and how a copy is marked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from ops.cli.replaying import Watch, replay
 from ops.cli.source import Where, checked_position, open_source, source_options
-from statecore.state import State
+from statecore.state import Copy, State
 
 
 def inspect_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,3 +39,15 @@ def opened_view(where: Where, at: int | None, watch: Watch | None = None) -> Ite
     with open_source(where) as source:
         until = checked_position(at, "--at", source.head())
         yield View(source.index, replay(source, until, watch=watch).state)
+
+
+def copy_marks(copy: Copy) -> list[str]:
+    """What is going on with a copy: computed or filled by whom, leaving with what; empty where it just is."""
+    marks = []
+    if copy.filling is not None:
+        marks.append(f"filling ({copy.filling})")
+    elif copy.pending is not None:
+        marks.append(f"pending ({copy.pending})")
+    if copy.leaving is not None:
+        marks.append(f"leaving ({copy.leaving})")
+    return marks
