@@ -261,7 +261,7 @@ def test_the_tree_marks_what_fills_and_what_leaves(tiers: Tiers) -> None:
     lines = seen_text(tiers, "tree", at="used again").splitlines()
 
     assert lines[1:] == [
-        "├── node 1  blocks 0-3  4 blocks c228cb46…  cpu:host 0-3 refs 0, last used 5  gpu 0-3 refs 1, last used 12",
+        "├── node 1  blocks 0-3  4 blocks c228cb46…  cpu:host 0-3 refs 0, last used 12  gpu 0-3 refs 1, last used 12",
         "└── node 2  blocks 0-3  4 blocks 762d0d73…  cpu:host 4-7 refs 0, last used 14, filling (engine-0:3)  "
         "gpu 4-7 refs 2, last used 15, leaving (engine-0:3)",
     ]
@@ -353,8 +353,8 @@ def test_an_engine_shows_its_host_hits_and_transfers(tiers: Tiers) -> None:
     engine = seen(tiers, "engine", "engine-0")
 
     assert engine["cpu_pool"] == "cpu:host"
-    assert (engine["counters"]["host_tokens"], engine["counters"]["matched_tokens"]) == (48, 64)
+    assert (engine["counters"]["host_tokens"], engine["counters"]["matched_tokens"]) == (32, 48)
     assert engine["counters"]["transfers"] == 6
     text = seen_text(tiers, "engine", "engine-0")
-    assert "(64 of 212 prompt tokens reused, 48 from the host; 4 of 9 requests hit)" in text
+    assert "(48 of 212 prompt tokens reused, 32 from the host; 4 of 9 requests hit)" in text
     assert "transfers  2 not over, 6 so far" in text

@@ -153,13 +153,13 @@ def test_the_summary_has_the_host_tier(tiers: Tiers) -> None:
         "engine-0:5",
     ]
     assert summary["counters"] == {
-        "requests_seen": 9, "requests_hit": 4, "prompt_tokens": 212, "matched_tokens": 64, "host_tokens": 48,
-        "hit_rate": 64 / 212, "transfers": 6,
+        "requests_seen": 9, "requests_hit": 4, "prompt_tokens": 212, "matched_tokens": 48, "host_tokens": 32,
+        "hit_rate": 48 / 212, "transfers": 6,
     }  # fmt: skip
     text = statecore("replay", *where).stdout
     assert "host tier  write back, swap-outs only when blocks are needed\n" in text
     assert "transfers  2 not over, 6 so far\n" in text
-    assert "(64 of 212 prompt tokens reused, 48 from the host; 4 of 9 requests hit)" in text
+    assert "(48 of 212 prompt tokens reused, 32 from the host; 4 of 9 requests hit)" in text
     assert "engine-0:5  swap in   under way" in text
     assert "Transfers\n" not in statecore("replay", *where, "--to", tiers.at["rescued"]).stdout
 

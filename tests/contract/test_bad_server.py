@@ -145,7 +145,6 @@ def test_a_user_without_the_right(server: RedisServer, index_name: str, command:
     assert dump_keys(admin, index_name) == before
 
 
-@pytest.mark.xfail(strict=True, reason="commit.lua, redis_log.py: a head without a log is left behind, and is listed")
 def test_a_user_who_may_not_begin_a_log(server: RedisServer, index_name: str) -> None:
     """Otherwise an engine with too few rights would leave an index behind that nobody made.
 

@@ -216,10 +216,6 @@ def test_a_step_that_conflicts_rings_only_what_stands(connection: LogConnection,
     assert ahead.inspect(violations) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="transfers.py: a swap-in pins its host copy without noting the use, so the host evicts what is used most",
-)
 @pytest.mark.parametrize("connection", ["memory"], indirect=True)
 def test_the_host_keeps_what_was_used_last(connection: LogConnection, index_name: str, worker: Worker) -> None:
     """Otherwise the host tier would forget the prompts that come again and again, and keep those that never do.

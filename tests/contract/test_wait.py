@@ -27,7 +27,7 @@ PROMPT_S = 2.0
 @pytest.fixture(autouse=True)
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single blocking read may take 4 s: a wait that ends earlier was woken."""
-    monkeypatch.setattr("events.redis_log.FOLLOW_BLOCK_S", 4.0)
+    monkeypatch.setattr("events.limits.FOLLOW_BLOCK_S", 4.0)
 
 
 @pytest.fixture(params=["alone", "followed"])
@@ -145,11 +145,6 @@ def test_waiting_for_a_server_that_is_gone(server: RedisServer, index_name: str)
         assert time.monotonic() - began < PROMPT_S
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=Unavailable,
-    reason="redis_log.py: wait blocks for up to FOLLOW_BLOCK_S whatever the socket timeout of the client it was given",
-)
 def test_a_client_with_a_short_timeout(redis_url: str, index_name: str) -> None:
     """Otherwise an engine with a client of its own would be told that a healthy server cannot be reached.
 
