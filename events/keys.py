@@ -18,6 +18,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*\Z")
 HEAD_POSITION: Final = "position"
 HEAD_COMMIT: Final = "commit"
 HEAD_LAYOUT: Final = "layout"
+ACKS_DONE: Final = "done"
+"""Field of a transfer's acks that holds the position of its finish."""
 LAYOUT: Final = "1"
 """Version of the layout of keys and stream fields below; a client of another layout is refused by commit.lua."""
 
@@ -57,6 +59,10 @@ class IndexKeys:
         """Hash rank -> what it reported of a transfer; expires some time after the last report."""
         return f"{self._tag}:acks:{transfer}"
 
+    def worker(self, pool: str, rank: int) -> str:
+        """String: the heartbeat of the worker that sits on a rank of a GPU pool; runs out when it stops beating."""
+        return f"{self._tag}:worker:{rank}:{checked_name(pool, 'pool name')}"
+
     @property
     def _tag(self) -> str:
         return f"kv:{{{self.name}}}"
@@ -76,6 +82,11 @@ def pool_scope(pool: str) -> str:
 def engine_scope(engine: str) -> str:
     """Field of `head` for an engine: engines count as pools in the conflict check."""
     return f"engine:{engine}"
+
+
+def rank_group(rank: int) -> str:
+    """Consumer group of a job stream: the workers of one rank."""
+    return f"rank-{rank}"
 
 
 INDEX_SCOPE: Final = "index"

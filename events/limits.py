@@ -42,6 +42,12 @@ OUTCOMES_MAX: Final = 65_536
 REASON_LENGTH_MAX: Final = 500
 """Characters of the reason of a failure that go into the log: the message, not the traceback."""
 
+RANKS_MAX: Final = 1024
+"""Ranks of a pool. finish_transfer.lua walks them once a report."""
+
+JOBS_PAGE: Final = 128
+"""Jobs that one claim, or one look at a stream, asks for."""
+
 # --- time, in seconds -----------------------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -78,7 +84,36 @@ CONFLICT_WAIT_INITIAL_S: Final = 0.0005
 CONFLICT_WAIT_MAX_S: Final = 0.02
 """Jittered wait after the second conflict in a row: a commit takes 0.2 ms, so waiting longer only adds latency."""
 
+JOB_BLOCK_S: Final = 1.0
+"""How long one blocking read of a worker waits; how soon it hears that it shall stop. Below SOCKET_TIMEOUT_S (C5)."""
+
+JOB_IDLE_S: Final = 10.0
+"""A job that was on a worker's list for so long is taken by another worker of the rank. One worker of a rank moves bytes
+at a time, so nobody is robbed while copying; this only has to outlast a report that is being repeated."""
+
+JOB_CLAIM_EVERY_S: Final = 2.0
+"""How often a worker looks for jobs that dead workers of its rank left: one request each time."""
+
+HEARTBEAT_EVERY_S: Final = 1.0
+HEARTBEAT_TTL_S: Final = 10.0
+"""A worker without a sign of life for so long counts as dead, for readiness and for whoever wants its seat."""
+
+ACKS_TTL_S: Final = 600.0
+"""How long "this transfer is finished" is remembered beside the log: for late workers and for jobs rung from a state a
+little behind. The finish has removed the job itself, so this only bounds how stale either of them may be."""
+
+WORKER_START_TIMEOUT_S: Final = 60.0
+"""From the start of a worker process to its first heartbeat: imports take a second, page-locking 100 GB takes many."""
+
+WORKER_STOP_TIMEOUT_S: Final = 30.0
+"""A worker that was told to stop ends the copy at hand first: 100 GB at 5 GB/s take 20 s."""
+
+TAKEOVER_TIMEOUT_S: Final = 5.0
+"""From SIGKILL to the end of a process: longer only when the kernel itself is stuck."""
+
 EMBEDDED_START_TIMEOUT_S: Final = 10.0
 """A redis-server without data is up in 50 ms; one that loads a large AOF needs seconds."""
 
 assert FOLLOW_BLOCK_S < SOCKET_TIMEOUT_S - 1.0, "a blocking read must end before its socket times out"
+assert JOB_BLOCK_S < SOCKET_TIMEOUT_S - 1.0, "a blocking read must end before its socket times out"
+assert HEARTBEAT_EVERY_S * 3 < HEARTBEAT_TTL_S, "a lost heartbeat or two must not look like a death"

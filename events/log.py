@@ -20,6 +20,8 @@ from typing import Final, Protocol
 
 from events import codec, limits
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
+from events.job_ports import JobTransport, Seat
+from events.job_queue import JobDoorbell, JobQueue
 from events.policy import conflict_attempts, retrying
 from events.ports import (
     Appended,
@@ -224,6 +226,8 @@ class Backend(Protocol):
 
     def transport(self, index: str) -> Transport: ...
 
+    def jobs(self, index: str) -> JobTransport: ...
+
     def indexes(self) -> tuple[str, ...]: ...
 
     def close(self) -> None: ...
@@ -241,6 +245,14 @@ class LogConnection:
         log = EventLog(index, self.backend.transport(index), follow=follow)
         self._logs.append(log)
         return log
+
+    def jobs(self, index: str, pool: str, rank: int, ranks: int, worker: str) -> JobQueue:
+        """The jobs of a rank of a GPU pool as one worker sees them."""
+        return JobQueue(self.backend.jobs(index), Seat(pool, rank, worker), ranks)
+
+    def doorbell(self, index: str) -> JobDoorbell:
+        """The job streams of an index from the other side: to see what is there and put back what got lost."""
+        return JobDoorbell(self.backend.jobs(index))
 
     def indexes(self) -> tuple[str, ...]:
         return self.backend.indexes()

@@ -14,6 +14,7 @@ from typing import Final
 
 from events import keys
 from events.limits import MISSED_ENTRIES_MAX
+from events.memory_jobs import MemoryJobs
 from events.ports import (
     Base,
     Behind,
@@ -30,7 +31,12 @@ from events.ports import (
 
 
 class MemoryTransport:
-    """One index's log. Shared by every engine of the process that was given the same connection; thread-safe."""
+    """One index's log. Shared by every engine of the process that was given the same connection; thread-safe.
+
+    Attributes:
+        jobs: every job ever put into the stream of a GPU pool; `events/memory_jobs.py` knows what became of them.
+        changed: protects all of it; notified when something was appended.
+    """
 
     def __init__(self) -> None:
         self._records: list[StoredRecord] = []
@@ -38,6 +44,7 @@ class MemoryTransport:
         self._fences: dict[str, int] = {}
         self.jobs: dict[str, list[Job]] = {}
         self._mutex: Final = threading.Condition()
+        self.changed: Final = self._mutex
 
     def append(
         self,
@@ -75,6 +82,14 @@ class MemoryTransport:
                 self.jobs.setdefault(job.pool, []).append(job)
             self._mutex.notify_all()
             return RawAppended(stored.position, missed)
+
+    def append_unchecked(self, record: Record, touches: tuple[str, ...]) -> int:
+        """Append at whatever the head is, as a worker's finish does; returns the position. For who holds `changed`."""
+        stored = StoredRecord(len(self._records) + 1, self._commit_id_at(len(self._records)), record)
+        self._records.append(stored)
+        self._versions.update(dict.fromkeys(touches, stored.position))
+        self.changed.notify_all()
+        return stored.position
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         with self._mutex:
@@ -128,12 +143,18 @@ class MemoryBackend:
 
     def __init__(self) -> None:
         self._transports: dict[str, MemoryTransport] = {}
+        self._jobs: dict[str, MemoryJobs] = {}
         self._mutex = threading.Lock()
 
     def transport(self, index: str) -> MemoryTransport:
         keys.checked_name(index, "index name")
         with self._mutex:
             return self._transports.setdefault(index, MemoryTransport())
+
+    def jobs(self, index: str) -> MemoryJobs:
+        log = self.transport(index)
+        with self._mutex:
+            return self._jobs.setdefault(index, MemoryJobs(log))
 
     def indexes(self) -> tuple[str, ...]:
         with self._mutex:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from events import client as clients
 from events import keys, limits
-from events.errors import CorruptState, InvalidInput, Unavailable
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown
 from events.follow import RedisFollower
 from events.limits import MISSED_ENTRIES_MAX
 from events.ports import (
@@ -33,6 +33,7 @@ from events.ports import (
     Record,
     StoredRecord,
 )
+from events.redis_jobs import RedisJobs
 from events.stream_entry import meta_of, stored_records
 
 _COMMIT: Final = resources.files("events").joinpath("lua/commit.lua").read_text(encoding="utf-8")
@@ -77,7 +78,12 @@ class RedisTransport:
                 answer = _execute(self._client, "EVAL", _COMMIT, *arguments)
         except (RedisError, OSError) as error:
             raise clients.unknown(error, record.commit_id) from error
-        return _reply(answer)
+        try:
+            return _reply(answer)
+        except InvalidInput:
+            raise
+        except (TypeError, ValueError, IndexError) as error:
+            raise OutcomeUnknown(f"no answer of commit.lua: {answer!r:.80}", record.commit_id) from error
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         try:
@@ -129,6 +135,9 @@ class RedisBackend:
     def transport(self, index: str) -> RedisTransport:
         return RedisTransport(self._client, index)
 
+    def jobs(self, index: str) -> RedisJobs:
+        return RedisJobs(self._client, index)
+
     def indexes(self) -> tuple[str, ...]:
         """Walks the keyspace page by page: for operators, not for engines."""
         pattern = keys.IndexKeys.of("_").head.replace("_", "*")
@@ -171,7 +180,7 @@ def _reply(answer: Sequence[Any]) -> RawReply:
         case b"layout":
             raise _other_layout(bytes(answer[1]))
         case _:
-            raise Unavailable(f"commit.lua gave an answer this release does not know: {tag!r:.80}")
+            raise ValueError(f"an answer this release does not know: {tag!r:.80}")
 
 
 def _other_layout(found: bytes) -> InvalidInput:

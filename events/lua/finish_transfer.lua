@@ -12,8 +12,8 @@
 --       6 reason     "" when this rank has copied; else why not
 --       7 ttl        milliseconds that the acks stay once the transfer is finished
 --       8 outcome    what the record below says: "ok" or "failed"
---       9..15 the record: commit id, author, at_ms, schema, body, hashes, checksum
---       16.. scopes that this record touches
+--       9 commit id, 10 meta, 11 body, 12 hashes of that record, as in commit.lua
+--       13.. scopes that it touches
 --
 -- Replies (arrays). `acked` is 1 when the job was still on this rank's list, 0 when somebody took it off before.
 --   {"reported", ranks that have, acked}   the others are still copying
@@ -25,8 +25,8 @@
 --   {"gone", "", acked}                    there is no such index any more
 --   {"layout", found}                      the index is of another layout version
 --
--- A rank's first report counts: an outcome never turns round, however often a job is carried out. Only the first write
--- can fail (out of memory, read-only replica), and then nothing is written.
+-- A rank's first report counts: an outcome never turns round, however often a job is carried out. Whatever can fail (out
+-- of memory, a read-only replica, a key of another type) fails before the entry is added, as in commit.lua.
 
 local log, head, acks, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
@@ -81,14 +81,14 @@ if outcome ~= ARGV[8] then
   return failures
 end
 
+redis.call('HSET', head, 'layout', ARGV[1])
 local new = string.format('%.0f', tonumber(known[1]) + 1)
 if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
-  'previous', known[2] or '', 'commit', ARGV[9], 'author', ARGV[10], 'at', ARGV[11], 'schema', ARGV[12],
-  'body', ARGV[13], 'hashes', ARGV[14], 'checksum', ARGV[15]) then
-  return {'gone', '', dismiss()} -- a log that was deleted must not begin again in the middle
+    'previous', known[2] or '', 'meta', ARGV[10], 'body', ARGV[11], 'hashes', ARGV[12]) then
+  return {'gone', '', dismiss()} -- a log that was deleted must not begin again in its middle
 end
-local updates = {'position', new, 'commit', ARGV[9], 'layout', ARGV[1]}
-for i = 16, #ARGV do
+local updates = {'position', new, 'commit', ARGV[9]}
+for i = 13, #ARGV do
   updates[#updates + 1] = ARGV[i]
   updates[#updates + 1] = new
 end

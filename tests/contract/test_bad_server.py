@@ -406,9 +406,6 @@ def test_a_refusal_that_lasts_does_not_end_a_doubt(proxy: Proxy, index_name: str
         assert ids(log.read(0)) == ["c1", "c2"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="redis_log.py: a reply of another shape is no OutcomeUnknown, but Unavailable, TypeError, …"
-)
 @pytest.mark.parametrize(
     "reply",
     [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n$5\r\nhello\r\n", b"$-1\r\n", b"*2\r\n$8\r\nappended\r\n$1\r\nx\r\n"],

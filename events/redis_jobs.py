@@ -1,0 +1,226 @@
+"""Job streams in Redis or Valkey >= 6.2 (and fakeredis): one attempt a call.
+
+Owns the mapping of `JobTransport` to commands: XREADGROUP, XAUTOCLAIM, XACK, SET with a time to live, and the scripts.
+One stream per GPU pool, one consumer group per rank, made when it is first needed. Retries nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar, cast
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from events import client as clients
+from events import keys, limits
+from events.errors import InvalidInput, Unavailable
+from events.job_ports import (
+    DUPLICATE,
+    FINISHED,
+    GONE,
+    REPORTED,
+    Claimed,
+    OtherOutcome,
+    RawFinish,
+    RawJob,
+    RawReport,
+    Report,
+    Seat,
+)
+from events.ports import Job
+from events.script import Script
+from events.stream_entry import meta_of
+
+Answer = TypeVar("Answer")
+
+_FINISH: Final = Script("finish_transfer")
+_RING: Final = Script("ring_job")
+_NO_GROUP: Final = ("NOGROUP", "The XGROUP subcommand requires the key")
+"""The second is what fakeredis says where there is no stream either."""
+
+_EARLY_S: Final = 0.005
+"""fakeredis answers a blocking read at once; looking again after so long keeps a test from spinning."""
+
+
+class RedisJobs:
+    """Implements `JobTransport` for one index on one server."""
+
+    def __init__(self, client: redis.Redis, index: str) -> None:
+        self._client = client
+        self._keys = keys.IndexKeys.of(index)
+
+    # --- taking -----------------------------------------------------------------------------------------------------
+
+    def own(self, seat: Seat, after: str, limit: int) -> tuple[RawJob, ...]:
+        def read() -> tuple[RawJob, ...]:
+            return tuple([self._redelivered(seat, *entry) for entry in self._read(seat, after, limit, None)])
+
+        return self._in_group(seat, read)
+
+    def claim(self, seat: Seat, cursor: str, idle_s: float, limit: int) -> Claimed:
+        def claim() -> Claimed:
+            answer = self._client.xautoclaim(
+                self._keys.jobs(seat.pool),
+                keys.rank_group(seat.rank),
+                seat.worker,
+                min_idle_time=int(idle_s * 1000),
+                start_id=cursor,
+                count=limit,
+            )
+            # Redis 7 names trimmed entries and forgets them; 6.2 moves them to our list, without id or fields.
+            entries, trimmed = answer[1], answer[2] if len(answer) > 2 else ()
+            return Claimed(answer[0].decode(), len(entries), len(trimmed))
+
+        return self._in_group(seat, claim)
+
+    def new(self, seat: Seat, timeout_s: float) -> RawJob | None:
+        wait_s = min(timeout_s, limits.JOB_BLOCK_S)
+        begun = time.monotonic()
+
+        def read() -> RawJob | None:
+            for entry, fields in self._read(seat, ">", 1, wait_s):
+                return RawJob(entry.decode(), fields.get(b"body", b""), deliveries=1)
+            return None
+
+        found = self._in_group(seat, read)
+        if found is None and time.monotonic() - begun < wait_s / 2:
+            time.sleep(min(_EARLY_S, wait_s))
+        return found
+
+    def discard(self, seat: Seat, entry: str, *, everywhere: bool) -> None:
+        stream = self._keys.jobs(seat.pool)
+
+        def discard() -> None:
+            self._client.xack(stream, keys.rank_group(seat.rank), entry)
+            if everywhere:
+                self._client.xdel(stream, entry)
+
+        _attempt(discard)
+
+    # --- reporting --------------------------------------------------------------------------------------------------
+
+    def reported(self, transfer: str, rank: int) -> bool:
+        fields = [keys.ACKS_DONE, str(rank)]
+        found = _attempt(lambda: self._client.hmget(self._keys.acks(transfer), fields))
+        return any(value is not None for value in cast("list[bytes | None]", found))
+
+    def report(self, seat: Seat, report: Report) -> RawReport:
+        record = report.record
+        named = [self._keys.log, self._keys.head, self._keys.acks(report.transfer), self._keys.jobs(seat.pool)]
+        arguments = (
+            keys.LAYOUT, keys.rank_group(seat.rank), report.entry, seat.rank, report.ranks, report.reason,
+            int(limits.ACKS_TTL_S * 1000), "ok" if report.ok else "failed",
+            record.commit_id, meta_of(record), record.body, record.hashes, *report.touches,
+        )  # fmt: skip
+        answer = _attempt(lambda: _FINISH.run(self._client, named, arguments))
+        return _reply(cast("Sequence[Any]", answer))
+
+    # --- ringing ----------------------------------------------------------------------------------------------------
+
+    def ringing(self, pool: str) -> frozenset[str]:
+        found: set[str] = set()
+        after = "-"
+        while True:
+            page = cast("list[tuple[bytes, Any]]", _attempt(lambda: self._page(pool, after)))  # noqa: B023
+            found.update(fields.get(b"transfer", b"").decode(errors="replace") for _, fields in page)
+            if len(page) < limits.JOBS_PAGE:
+                return frozenset(found)
+            after = f"({page[-1][0].decode()}"
+
+    def ring(self, job: Job) -> bool:
+        named = [self._keys.acks(job.transfer), self._keys.jobs(job.pool)]
+        return bool(_attempt(lambda: _RING.run(self._client, named, [job.transfer, job.body])))
+
+    # --- heartbeats -------------------------------------------------------------------------------------------------
+
+    def occupy(self, seat: Seat, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+        key = self._keys.worker(seat.pool, seat.rank)
+        return bool(_attempt(lambda: self._client.set(key, body, px=int(ttl_s * 1000), nx=only_if_empty)))
+
+    def occupants(self, pool: str, ranks: Sequence[int]) -> tuple[bytes | None, ...]:
+        named = [self._keys.worker(pool, rank) for rank in ranks]
+        return tuple(cast("list[bytes | None]", _attempt(lambda: self._client.mget(named))))
+
+    def vacate(self, seat: Seat) -> None:
+        _attempt(lambda: self._client.delete(self._keys.worker(seat.pool, seat.rank)))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _in_group(self, seat: Seat, call: Callable[[], Answer]) -> Answer:
+        """A call on the rank's group, which is made where it does not exist: at first, or after the stream was lost."""
+
+        def make_group_and_call() -> Answer:
+            try:
+                return call()
+            except ResponseError as error:
+                if not str(error).startswith(_NO_GROUP):
+                    raise
+            try:
+                self._client.xgroup_create(
+                    self._keys.jobs(seat.pool), keys.rank_group(seat.rank), id="0", mkstream=True
+                )
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+            return call()
+
+        return _attempt(make_group_and_call)
+
+    def _read(self, seat: Seat, after: str, limit: int, wait_s: float | None) -> list[tuple[bytes, Any]]:
+        """Wait None or 0: do not (a BLOCK of 0 would be for ever)."""
+        streams = self._client.xreadgroup(
+            keys.rank_group(seat.rank),
+            seat.worker,
+            {self._keys.jobs(seat.pool): after},
+            count=limit,
+            block=max(1, int(wait_s * 1000)) if wait_s else None,
+        )
+        return _entries_of(streams)
+
+    def _redelivered(self, seat: Seat, entry: bytes, fields: Any) -> RawJob:
+        pending = self._client.xpending_range(
+            self._keys.jobs(seat.pool), keys.rank_group(seat.rank), min=entry, max=entry, count=1
+        )
+        deliveries = int(pending[0]["times_delivered"]) if pending else 1
+        return RawJob(entry.decode(), fields.get(b"body", b"") if fields else None, deliveries)
+
+    def _page(self, pool: str, after: str) -> Any:
+        return self._client.xrange(self._keys.jobs(pool), min=after, max="+", count=limits.JOBS_PAGE)
+
+
+def _entries_of(streams: Any) -> list[tuple[bytes, Any]]:
+    """Of the one stream that was read: pairs in RESP2, a map in RESP3, once more in a list in its old shape (C6)."""
+    pages = list(streams.values()) if isinstance(streams, dict) else [entries for _, entries in streams or ()]
+    entries = pages[0] if pages else []
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
+def _attempt(call: Callable[[], Answer]) -> Answer:
+    try:
+        return call()
+    except (RedisError, OSError) as error:
+        raise clients.unavailable(error) from error
+
+
+def _reply(answer: Sequence[Any]) -> RawReport:
+    """The tagged array of finish_transfer.lua; its header lists the tags."""
+    tag = bytes(answer[0]).decode()
+    match tag:
+        case "finished" | "duplicate":
+            return RawFinish(FINISHED if tag == "finished" else DUPLICATE, int(answer[1]), bool(answer[2]))
+        case "reported":
+            return RawFinish(REPORTED, 0, bool(answer[2]))
+        case "gone":
+            return RawFinish(GONE, 0, bool(answer[2]))
+        case "outcome":
+            pairs = zip(answer[1::2], answer[2::2], strict=True)
+            return OtherOutcome(tuple((int(rank), bytes(reason).decode(errors="replace")) for rank, reason in pairs))
+        case "layout":
+            raise InvalidInput(
+                f"the index has key layout {bytes(answer[1])!r}, this release speaks {keys.LAYOUT!r}: start the "
+                "worker of the release that wrote it"
+            )
+        case _:
+            raise Unavailable(f"finish_transfer.lua gave an answer this release does not know: {tag!r:.80}")

@@ -1,0 +1,34 @@
+"""A Lua script of ours on a server: sent by its digest, and whole where the server does not have it.
+
+Owns the fallback. Servers forget scripts at a restart, a failover, SCRIPT FLUSH, or when they like (redis-facts R23).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import redis
+from redis.exceptions import RedisError
+
+from events.client import is_missing_script
+
+
+class Script:
+    """`lua/<name>.lua`."""
+
+    def __init__(self, name: str) -> None:
+        self._source = resources.files("events").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
+        self._digest = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    def run(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+        """One attempt; the library's errors come out as they are."""
+        words = (len(keys), *keys, *arguments)
+        try:
+            return client.execute_command("EVALSHA", self._digest, *words)  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            if not is_missing_script(error):
+                raise
+        return client.execute_command("EVAL", self._source, *words)  # type: ignore[no-untyped-call]

@@ -1,0 +1,162 @@
+"""The swap worker: takes transfer jobs of its rank, has the bytes copied, reports. One step, and a thin loop around it.
+
+Owns what a worker does about every job and every error. Must not know what a block's bytes are (a store does) nor how
+jobs travel (`events.job_ports.Jobs`).
+
+| what happens                              | what the worker does                                                      |
+|-------------------------------------------|---------------------------------------------------------------------------|
+| a job                                     | copies, reports "copied"                                                  |
+| the store refuses, or breaks in any way   | reports "not copied" with the reason; goes on with the next job           |
+| a job this rank has reported before       | does not touch a byte; takes it off its list                              |
+| an entry that is no job                   | says so; goes on                                                          |
+| Redis does not answer                     | waits, longer each time; begins again with what it has not finished       |
+| told to stop                              | ends the copy at hand, reports it, leaves; the rest is for the next worker |
+| another worker has taken the seat over    | the same                                                                  |
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import Protocol
+
+import attrs
+
+from events import limits
+from events.errors import StateCoreError, Unavailable
+from events.facts import BlockRanges
+from events.job_ports import Delivery, Dropped, Jobs
+from events.jobs import TransferJob
+from statecore.ranges import count
+from workers.log_lines import Say
+from workers.pulse import Pulse
+
+
+class Mover(Protocol):
+    """The one thing a worker wants of a store."""
+
+    def copy(
+        self,
+        source_pool: str,
+        destination_pool: str,
+        source_blocks: BlockRanges,
+        destination_blocks: BlockRanges,
+    ) -> int:
+        """Copy blocks pairwise; returns the bytes moved, after they have arrived. Any exception: not copied."""
+
+
+@attrs.frozen
+class StepReport:
+    """What came of one job.
+
+    Attributes:
+        reason: why it was not copied; "" when it was.
+        moved_bytes: this rank's share.
+        trace: the traceback of an error that no store should raise.
+    """
+
+    reason: str = ""
+    moved_bytes: int = 0
+    trace: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+@attrs.define
+class Totals:
+    """What a worker did in its life."""
+
+    copied: int = 0
+    failed: int = 0
+    skipped: int = 0
+    moved_bytes: int = 0
+
+
+def step(job: TransferJob, mover: Mover) -> StepReport:
+    """Carry out one job. Never raises: whatever goes wrong is this job's failure, and the next one's turn."""
+    try:
+        moved = mover.copy(job.source, job.destination, job.source_blocks, job.destination_blocks)
+    except StateCoreError as error:
+        return StepReport(reason=str(error) or type(error).__name__)
+    except Exception as error:  # a defect of the store, or of ours: told in full, once, and not fatal
+        return StepReport(reason=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    return StepReport(moved_bytes=moved)
+
+
+def run(jobs: Jobs, mover: Mover, *, stop: threading.Event, say: Say) -> Totals:
+    """Work until told to stop. The worker has entered its seat (`jobs.enter`); at the end it leaves.
+
+    Raises:
+        InvalidInput, CorruptState: the index is of another release, or its keys are damaged; nothing to be done here.
+    """
+    totals = Totals()
+    pause_s = limits.RETRY_WAIT_INITIAL_S
+    trimmed = 0
+    with Pulse(jobs, stop, say) as pulse:
+        while not stop.is_set():
+            try:
+                _work(jobs, mover, pulse, totals, say)
+                pause_s = limits.RETRY_WAIT_INITIAL_S
+            except Unavailable as error:
+                say("unavailable", reason=str(error), pause_s=pause_s)
+                time.sleep(pause_s)  # not stop.wait: a signal handler that sets the event would wait for its lock
+                pause_s = min(pause_s * 2, limits.RETRY_WAIT_MAX_S)
+            if jobs.trimmed > trimmed:
+                say("trimmed", jobs=jobs.trimmed - trimmed)
+                trimmed = jobs.trimmed
+    say("stopped", **attrs.asdict(totals))
+    return totals
+
+
+def _work(jobs: Jobs, mover: Mover, pulse: Pulse, totals: Totals, say: Say) -> None:
+    """One job at most."""
+    got = jobs.take(limits.JOB_BLOCK_S)
+    match got:
+        case Delivery():
+            pulse.state = f"copying {got.job.transfer}"
+            try:
+                _carry_out(jobs, got, mover, totals, say)
+            finally:
+                pulse.state = "ready"
+        case Dropped():
+            say("dropped", entry=got.entry, reason=got.reason)
+        case None:
+            pass
+
+
+def _carry_out(jobs: Jobs, delivery: Delivery, mover: Mover, totals: Totals, say: Say) -> None:
+    job = delivery.job
+    begun = time.perf_counter()
+    if delivery.reported:
+        report = StepReport(reason="reported before, not copied again")
+    elif job.ranks != jobs.ranks:
+        report = StepReport(reason=f"the engine has {job.ranks} ranks, this worker was started as one of {jobs.ranks}")
+    else:
+        report = step(job, mover)
+    seconds = time.perf_counter() - begun
+    reply = jobs.finish(delivery, report.ok, report.reason)
+    if delivery.reported:
+        totals.skipped += 1
+    elif report.ok:
+        totals.copied += 1
+    else:
+        totals.failed += 1
+    totals.moved_bytes += report.moved_bytes
+    details = {} if report.ok else {"reason": report.reason}
+    say(
+        "skipped" if delivery.reported else "copied" if report.ok else "failed",
+        transfer=job.transfer,
+        kind=job.kind,
+        blocks=count(job.source_blocks),
+        bytes=report.moved_bytes,
+        seconds=round(seconds, 6),
+        deliveries=delivery.deliveries,
+        outcome=reply.outcome,
+        position=reply.position,
+        **details,
+    )
+    if report.trace:
+        say("defect", transfer=job.transfer, trace=report.trace)
