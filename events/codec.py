@@ -39,7 +39,10 @@ def encode(commit: Commit, at_ms: int) -> Record:
     if not 1 <= len(commit.facts) <= COMMIT_FACTS_MAX:
         raise InvalidInput(f"a commit holds 1 to {COMMIT_FACTS_MAX} facts, not {len(commit.facts)}")
     hashes: list[bytes] = []
-    body = orjson.dumps([_fact_to_json(fact, hashes) for fact in commit.facts])
+    try:
+        body = orjson.dumps([_fact_to_json(fact, hashes) for fact in commit.facts])
+    except TypeError as error:
+        raise InvalidInput(f"a fact holds what cannot be written: {error}") from None
     joined = b"".join(hashes)
     if len(body) + len(joined) > COMMIT_BYTES_MAX:
         raise InvalidInput(f"a commit holds at most {COMMIT_BYTES_MAX} bytes, not {len(body) + len(joined)}")
@@ -231,7 +234,7 @@ def _check_types(spec: _Spec, values: list[object]) -> None:
 
 def _author(author: str) -> tuple[str, int]:
     engine, mark, session = author.rpartition("#")
-    if not mark or not session.isdecimal():
+    if not mark or not session.isascii() or not session.isdecimal():
         raise _Refused(f"author {author!r:.80} is not of the form engine#session")
     return engine, int(session)
 

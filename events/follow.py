@@ -29,7 +29,7 @@ class RedisFollower:
         self._after = after
         self._queue: deque[tuple[bytes, Any]] = deque()
         self._stopped = threading.Event()
-        self._news = threading.Event()
+        self._fetched = threading.Condition()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {log_key}", daemon=True)
         self._thread.start()
@@ -37,14 +37,13 @@ class RedisFollower:
     def arrived(self, after: int) -> tuple[StoredRecord, ...]:
         if self._failure is not None:
             raise self._failure
-        self._news.clear()
         queue = self._queue
         entries = [queue.popleft() for _ in range(len(queue))]
         return stored_records(entry for entry in entries if position_in(entry[0]) > after)
 
-    def wait(self, timeout_s: float) -> None:
-        if not self._queue and self._failure is None:
-            self._news.wait(timeout_s)
+    def wait(self, after: int, timeout_s: float) -> None:
+        with self._fetched:
+            self._fetched.wait_for(lambda: self._after > after or self._failure is not None, timeout_s)
 
     def close(self) -> None:
         """Ask the thread to stop. It ends with its current blocking read, which `FOLLOW_BLOCK_S` bounds."""
@@ -61,8 +60,9 @@ class RedisFollower:
                 self._stopped.wait(pause)
                 pause = min(pause * 2, limits.RETRY_WAIT_MAX_S)
             except Exception as failure:  # an unreadable entry: tell whoever asks next, and end
-                self._failure = failure
-                self._news.set()
+                with self._fetched:
+                    self._failure = failure
+                    self._fetched.notify_all()
                 return
 
     def _fetch(self) -> None:
@@ -75,9 +75,10 @@ class RedisFollower:
             block=int(limits.FOLLOW_BLOCK_S * 1000),
         )
         for entries in _entries_of(streams):
-            self._queue.extend(entries)
-            self._after = position_in(entries[-1][0])
-            self._news.set()
+            with self._fetched:
+                self._queue.extend(entries)
+                self._after = position_in(entries[-1][0])
+                self._fetched.notify_all()
         self._stopped.wait(limits.FOLLOW_PAUSE_S)
 
 

@@ -15,7 +15,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from events import codec, limits
@@ -33,6 +32,7 @@ from events.ports import (
     Entry,
     Follower,
     Head,
+    Mutex,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -185,7 +185,7 @@ class EventLog:
 
     def wait(self, after: int, timeout_s: float) -> None:
         if self._follower is not None:
-            self._follower.wait(timeout_s)
+            self._follower.wait(after, timeout_s)
         else:
             self._transport.wait(after, timeout_s)
 
@@ -211,7 +211,7 @@ class EventLog:
     def attempts(self) -> Iterator[int]:
         return conflict_attempts(self._sleep)
 
-    def mutex(self) -> AbstractContextManager[object]:
+    def mutex(self) -> Mutex:
         return threading.RLock()
 
     def close(self) -> None:

@@ -131,8 +131,8 @@ class MemoryFollower:
         self._after = max(after, self._after) + len(records)
         return records
 
-    def wait(self, timeout_s: float) -> None:
-        self._transport.wait(self._after, timeout_s)
+    def wait(self, after: int, timeout_s: float) -> None:
+        self._transport.wait(max(after, self._after), timeout_s)
 
     def close(self) -> None:
         """Nothing to stop."""

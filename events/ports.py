@@ -13,7 +13,7 @@ must be right exists once and every backend, real or simulated, runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -226,11 +226,25 @@ class Follower(Protocol):
         """What has come since the last call and lies above `after`, in order; never waits. Gaps and repeats are possible."""
         ...
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when `arrived` has something, or when the time is over."""
+    def wait(self, after: int, timeout_s: float) -> None:
+        """Return when `arrived` may have something above `after`, or when the time is over."""
         ...
 
     def close(self) -> None: ...
+
+
+class Mutex(Protocol):
+    """A re-entrant lock, as a context manager or by hand."""
+
+    def acquire(self, blocking: bool = True) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 class Log(Protocol):
@@ -286,7 +300,7 @@ class Log(Protocol):
         """1, 2, 3 … for deciding again after conflicts: waits with jitter before each, ends when it is enough."""
         ...
 
-    def mutex(self) -> AbstractContextManager[object]:
+    def mutex(self) -> Mutex:
         """A new re-entrant lock. The machine starts no threads, but its engine may call from several."""
         ...
 

@@ -63,7 +63,7 @@ from statecore.rejections import (
     UnknownTransfer,
 )
 from statecore.state import CPU, GPU, Engine, Request, State, private_ranges
-from statecore.tiers import bring_in, make_room, outgoing_blocks, soon_droppable_blocks, transfers_of
+from statecore.tiers import bring_in, held_by_transfers, make_room, outgoing_blocks, soon_droppable_blocks, transfers_of
 from statecore.transfers import transfer_id
 
 Decision: TypeAlias = Sequence[Fact] | Rejection
@@ -108,6 +108,8 @@ def _join(state: State, command: Join) -> Decision:
             facts.append(command.policy)
         elif command.policy != recorded:
             return DifferentIndex("policy", recorded, command.policy)
+    if command.cpu_pool == command.gpu_pool:
+        return DifferentIndex(f"pool {command.gpu_pool!r} in tier", GPU, CPU)
     for tier, name, blocks in (
         (GPU, command.gpu_pool, command.gpu_blocks),
         (CPU, command.cpu_pool, command.cpu_blocks),
@@ -204,9 +206,9 @@ def _allocate(state: State, command: Allocate) -> Decision:
         room = make_room(state, engine, asked - pool.free.total - coming)
         freed = ranges.count(tuple(room.freed))
         if asked > pool.free.total + freed:
-            if asked > pool.free.total + pool.unpinned + outgoing or not (
-                room.leaving or transfers_of(state, pool.name)
-            ):
+            later = outgoing + held_by_transfers(state, pool)
+            waiting = room.leaving or transfers_of(state, pool.name)
+            if asked > pool.free.total + pool.unpinned + later or not waiting:
                 return PoolExhausted(pool.name, asked, pool.free.total, pool.unpinned + outgoing, pool.blocks)
             return [*facts, *room.facts]  # not yet: what is leaving has to be gone first
         facts += room.facts
@@ -252,7 +254,7 @@ def _extend(state: State, command: Extend) -> Decision:
     known = min(path, target) * BLOCK_HASH_BYTES
     if known and not _ends_with(request, command.hashes[:known]):
         return PathDiffers(request.id, path)
-    if engine.cpu_pool is not None and (filling := tree.filling_on(request.leaf, engine.gpu_pool)) is not None:
+    if state.transfers and (filling := tree.filling_on(request.leaf, engine.gpu_pool)) is not None:
         return PathNotFilled(request.id, filling)
     private = ranges.count(request.private)
     if target > path + private:

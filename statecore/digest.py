@@ -80,6 +80,7 @@ def _node(node: Node) -> list[object]:
             copy.pending_since,
             copy.filling,
             copy.leaving,
+            copy.unwritable,
         ]
         for pool, copy in sorted(node.copies.items())
     ]

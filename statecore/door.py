@@ -65,6 +65,15 @@ def seconds(value: object, what: str) -> float:
     return float(value)
 
 
+def text(value: object, what: str, longest: int) -> str:
+    """A string, cut to `longest` characters."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"{what} is a string, not {type(value).__name__} {shown(value)}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidInput(f"{what} holds half a character, which cannot be written: {value!a:.80}")
+    return value[:longest]
+
+
 def transfer_id(value: object) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= REQUEST_ID_LENGTH_MAX:
         raise InvalidInput(f"a transfer is named by the string a call answered, not {shown(value)}")

@@ -178,7 +178,7 @@ def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
 def _path_extended(state: State, fact: PathExtended) -> Node:
     engine, journal = _alive(state, fact.engine), state.journal
     request, pool = engine.requests[fact.request], state.pools[engine.gpu_pool]
-    if engine.cpu_pool is not None and tree.filling_on(request.leaf, pool.name) is not None:
+    if state.transfers and tree.filling_on(request.leaf, pool.name) is not None:
         raise CorruptState("a path grows while it is being filled")
     if fact.depth != request.path_blocks:
         raise CorruptState(f"path of {request.path_blocks} blocks is extended at {fact.depth}")

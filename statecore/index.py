@@ -92,6 +92,10 @@ class CacheIndex(IndexView):
         if cpu_pool is None and cpu_blocks:
             cpu_pool = "cpu:host"
         self.cpu_pool = None if cpu_pool is None or cpu_blocks == 0 else checked_name(cpu_pool, "pool name")
+        if self.cpu_pool == self.gpu_pool:
+            raise InvalidInput(f"gpu_pool and cpu_pool are both {self.gpu_pool!r}; they are two memories")
+        if policy is not None and not isinstance(policy, Policy):
+            raise InvalidInput(f"policy is a statecore.Policy, not {door.shown(policy)}")
         self._log = connection.log(name, follow=follow)
         join = commands.Join(
             engine=engine,
@@ -270,7 +274,7 @@ class CacheIndex(IndexView):
 
     def poll(self, transfer: str) -> TransferState:
         """What this replica knows of a transfer, after applying what has arrived."""
-        return self._session.wait(door.transfer_id(transfer), 0.0)
+        return self._session.poll(door.transfer_id(transfer))
 
     def cancel(self, transfer: str, reason: str = "cancelled by its engine") -> None:
         """Stop wanting the outcome of a transfer this engine started. Blocks a worker may still write are kept apart.
@@ -278,7 +282,8 @@ class CacheIndex(IndexView):
         Raises:
             UnknownTransfer: not under way, or another engine's.
         """
-        command = commands.CancelTransfer(self.engine, door.transfer_id(transfer), str(reason)[:REASON_LENGTH_MAX])
+        why = door.text(reason, "reason", REASON_LENGTH_MAX)
+        command = commands.CancelTransfer(self.engine, door.transfer_id(transfer), why)
         self._session.perform(command, None, no_answer)
 
     # --- several calls, one commit ----------------------------------------------------------------------------------

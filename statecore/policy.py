@@ -10,6 +10,10 @@ from statecore import door
 from statecore.state import WRITE_BACK, WRITE_POLICIES
 
 
+def _percent(value: object) -> int:
+    return door.whole(value, "a watermark (free_low, free_high), in percent,", least=0, most=100)
+
+
 @attrs.frozen
 class Policy:
     """How an index uses its host tier.
@@ -22,16 +26,14 @@ class Policy:
     """
 
     write: str = WRITE_BACK
-    free_low: int = 0
-    free_high: int = 0
+    free_low: int = attrs.field(default=0, converter=_percent)
+    free_high: int = attrs.field(default=0, converter=_percent)
 
     def __attrs_post_init__(self) -> None:
         if self.write not in WRITE_POLICIES:
-            raise InvalidInput(f"a write policy is one of {', '.join(WRITE_POLICIES)}, not {self.write!r:.80}")
-        low = door.whole(self.free_low, "free_low", least=0, most=100)
-        high = door.whole(self.free_high, "free_high", least=0, most=100)
-        if low > high:
-            raise InvalidInput(f"free_low {low} percent is above free_high {high} percent")
+            raise InvalidInput(f"a write policy is one of {', '.join(WRITE_POLICIES)}, not {door.shown(self.write)}")
+        if self.free_low > self.free_high:
+            raise InvalidInput(f"free_low {self.free_low} percent is above free_high {self.free_high} percent")
 
     @property
     def fact(self) -> PolicyChosen:

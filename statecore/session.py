@@ -34,8 +34,7 @@ from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
 Answer = TypeVar("Answer")
 
-_FRESH_ATTEMPTS = 2
-"""Attempts that rest on what the last reply brought; the port waits before each later one."""
+_FRESH_ATTEMPTS = 2  # those that rest on what the last reply brought; the port waits before each later one
 
 
 class Session:
@@ -74,8 +73,8 @@ class Session:
             if self._step is not None:
                 raise InvalidInput("a new life cannot begin within a step of the old one")
             if isinstance(self._end, CorruptState):
-                self._replica = Replica()
-            self._end = SessionOver(self._join.engine, self.number, self.number)
+                self._replica, self._outcomes = Replica(), Outcomes()
+            self._over()
             self._doubt, self.number = None, 0
             self.refresh()
             with self._begin(explicit=False) as step:
@@ -88,11 +87,7 @@ class Session:
         on_begin()
 
     def leave(self) -> None:
-        """End this life in order, if it still goes on; what is in doubt is resolved first.
-
-        Raises:
-            OutcomeUnknown, Unavailable: it may still be alive.
-        """
+        """End this life in order, if it still goes on; resolves a doubt first. If that fails, it may still be alive."""
         with self._turn:
             if self._doubt is not None:
                 self.resolve()
@@ -100,10 +95,7 @@ class Session:
                 return
             with suppress(SessionOver), self.step_of_one() as step:  # somebody else may have ended it already
                 self.perform(Leave(self._join.engine), None, no_answer)
-                step.when_it_stands(self._left)
-
-    def _left(self) -> None:
-        self._end = SessionOver(self._join.engine, self.number, self.number)
+                step.when_it_stands(self._over)
 
     def resolve(self) -> bool:
         """Find out what became of the step whose outcome is unknown; True if it stands (or nothing was in doubt).
@@ -133,7 +125,7 @@ class Session:
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def step(self) -> AbstractContextManager[Step]:
-        """Everything asked inside becomes one commit, all or nothing. Inside another step it is part of that one."""
+        """Everything asked inside becomes one commit, all or nothing; part of the step at hand, if there is one."""
         return self._joined_step(explicit=True)
 
     def step_of_one(self) -> AbstractContextManager[Step]:
@@ -141,11 +133,7 @@ class Session:
         return self._joined_step(explicit=False)
 
     def perform(self, command: Command, answer: Answer, fill: Fill) -> Answer:
-        """Decide and evolve one command within the step at hand, or as a step of its own.
-
-        Raises:
-            Rejection: refused; nothing changed.
-        """
+        """Decide and evolve one command within the step at hand, or as one by itself. A rejection changes nothing."""
         with self.step_of_one() as step:
             operation = Operation(command, answer, fill)
             with self._guard:
@@ -157,16 +145,11 @@ class Session:
         return answer
 
     def read(self, query: Callable[[State], Answer]) -> Answer:
-        """Ask the replica something; waits for nobody's commit."""
         with self._guard:
             return query(self._replica.state)
 
     def transfer(self, transfer: str) -> TransferState:
-        """What is known of a transfer.
-
-        Raises:
-            UnknownTransfer: never started, or ended too long ago.
-        """
+        """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
         with self._guard:
             ended = self._outcomes.get(transfer)
             if ended is not None:
@@ -174,6 +157,16 @@ class Session:
             if transfer in self._replica.state.transfers:
                 return TransferState(transfer, UNDER_WAY)
             raise UnknownTransfer(transfer)
+
+    def poll(self, transfer: str) -> TransferState:
+        """What is known of a transfer, with what has arrived unless another thread's step is going on."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._step is None and self._doubt is None and self._end is None:
+                    self._catch_up()
+            finally:
+                self._turn.release()
+        return self.transfer(transfer)
 
     def wait(self, transfer: str, timeout_s: float) -> TransferState:
         """Wait until a transfer has ended, holding nothing meanwhile; "under way" when the time is over first."""
@@ -184,9 +177,7 @@ class Session:
                         f"transfer {transfer!r} cannot end before the step at hand has; wait outside of it"
                     )
                 self._require_usable()
-                if not self._log.following:
-                    self.refresh()
-                self._catch_up_with_arrived()
+                self._catch_up()
                 known = self.transfer(transfer)
                 after = self._replica.state.position
             if not known.under_way:
@@ -211,6 +202,9 @@ class Session:
                     with self._guard:
                         self._apply(entries)
             return self._replica.state.position
+
+    def _over(self) -> None:
+        self._end = SessionOver(self._join.engine, self.number, self.number)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +248,7 @@ class Session:
         return None
 
     def _is_worth_another_look(self, refusal: Rejection) -> bool:
-        """A full pool may have been emptied by others since; nobody else empties a pool of one's own."""
+        """A full pool may have been emptied by others since; nobody else empties one's own."""
         state = self._replica.state
         return isinstance(refusal, PoolExhausted) and (
             bool(state.transfers)
@@ -341,8 +335,8 @@ class Session:
             self._replica.apply_all(entries)
         for entry in entries:
             self._outcomes.note(entry.facts)
-            if self._doubt is not None and entry.id == self._doubt.commit.id:
-                doubt, self._doubt = self._doubt, None
+            if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
+                self._doubt = None
                 self._stands(doubt.step, doubt.commit, entry.position)
 
     @contextmanager
@@ -353,6 +347,11 @@ class Session:
         except CorruptState as error:
             self._end = error
             raise
+
+    def _catch_up(self) -> None:
+        if not self._log.following:
+            self.refresh()
+        self._catch_up_with_arrived()
 
     def _catch_up_with_arrived(self) -> None:
         with self._ending_if_corrupt():
@@ -374,7 +373,6 @@ class Session:
             )
 
     def _require_readable(self) -> None:
-        """A life that is over may still be followed, for questions; a broken history may not."""
         if isinstance(self._end, CorruptState):
             raise self._end.with_traceback(None)
 

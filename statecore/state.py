@@ -54,9 +54,20 @@ class Copy:
         pending_since: position of the commit that made it pending; a call in a later step means "computed".
         filling: the transfer that brings the bytes, or None.
         leaving: the swap-out at whose end it is dropped, or None.
+        unwritable: a swap-out of it has failed; next time it is dropped.
     """
 
-    __slots__ = ("blocks", "branches", "filling", "last_used", "leaving", "pending", "pending_since", "refs")
+    __slots__ = (
+        "blocks",
+        "branches",
+        "filling",
+        "last_used",
+        "leaving",
+        "pending",
+        "pending_since",
+        "refs",
+        "unwritable",
+    )
 
     def __init__(
         self,
@@ -77,6 +88,7 @@ class Copy:
         self.pending_since = pending_since
         self.filling = filling
         self.leaving = leaving
+        self.unwritable = False
 
     @property
     def unpinned(self) -> bool:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import attrs
 
 from events.facts import (
-    BLOCK_HASH_BYTES,
     BlockRanges,
     BlocksAllocated,
     CopyEvicted,
@@ -53,7 +52,7 @@ def make_room(state: State, engine: Engine, deficit: int) -> Room:
     victims = choose_victims(state, pool, deficit)
     swapped: list[Victim] = []
     if host is not None:
-        dirty = [victim for victim in victims if not _is_clean(victim.node, host)]
+        dirty = [victim for victim in victims if _is_to_be_written(victim.node, pool, host)]
         swapped, room.facts = _swap_out(state, engine, host, dirty, SWAP_OUT)
         room.leaving = sum(victim.count for victim in swapped)
     held: set[int] = set()  # nodes above one that stays for now: they cannot be dropped before it is gone
@@ -93,7 +92,7 @@ def _keep_watermark(state: State, engine: Engine) -> list[TransferStarted | Copy
     if host is None or available * 100 >= pool.blocks * state.free_low:
         return []
     wanted = -(-pool.blocks * state.free_high // 100) - available
-    dirty = [victim for victim in choose_victims(state, pool, wanted) if not _is_clean(victim.node, host)]
+    dirty = [victim for victim in choose_victims(state, pool, wanted) if _is_to_be_written(victim.node, pool, host)]
     return _swap_out(state, engine, host, dirty, SWAP_OUT)[1]
 
 
@@ -104,7 +103,9 @@ def _write_through(state: State, engine: Engine, leaf: Node | None) -> list[Tran
         return []
     fresh = [
         Victim(node, node.copies[engine.gpu_pool].blocks, node.end - node.start)
-        for node in tree.path_nodes(leaf)
+        for node in reversed(
+            list(tree.path_nodes(leaf))
+        )  # from the root: a suffix is of no use without what is before it
         if host.name not in node.copies and engine.gpu_pool in node.copies
     ]
     return _swap_out(state, engine, host, fresh, WRITE_THROUGH)[1]
@@ -115,19 +116,11 @@ def bring_in(state: State, engine: Engine, request: Request, hashes: bytes, limi
     pool, host = state.pools[engine.gpu_pool], _host(state, engine)
     if host is None:
         return []
-    node, start = request.leaf, request.path_blocks
-    end, source = start, ranges.NONE
-    while end < limit:
-        offset = end * BLOCK_HASH_BYTES
-        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
-        copy = None if child is None else child.copies.get(host.name)
-        if child is None or copy is None or copy.pending is not None or pool.name in child.copies:
-            break
-        count = min(tree.common_blocks(child.hashes, hashes, offset), limit - end)
-        blocks, _ = ranges.split(copy.blocks, count)
-        source, end, node = ranges.join(source, blocks), end + count, child
-        if end < child.end:
-            break
+    start = end = request.path_blocks
+    node, source = request.leaf, ranges.NONE
+    for node, count in tree.host_match(request.leaf, start, host.name, pool.name, hashes, limit):
+        blocks, _ = ranges.split(node.copies[host.name].blocks, count)
+        source, end = ranges.join(source, blocks), end + count
     evicted: list[CopyEvicted] = []
     freed: list[tuple[int, int]] = []
     if end - start > pool.free.total:
@@ -190,6 +183,23 @@ def soon_droppable_blocks(state: State, pool: Pool) -> int:
     return blocks
 
 
+def held_by_transfers(state: State, pool: Pool) -> int:
+    """Blocks that nobody but a transfer holds: free or evictable when it ends."""
+    blocks = 0
+    for transfer in transfers_of(state, pool.name):
+        if transfer.cancelled:
+            blocks += ranges.count(transfer.quarantine) if transfer.destination == pool.name else 0
+            continue
+        for node in tree.path_nodes(transfer.node):
+            if node.end <= transfer.start:
+                break
+            copy = node.copies[pool.name]
+            own = 1 if transfer.source == pool.name else 0
+            if copy.leaving is None and copy.refs == own:
+                blocks += node.end - node.start
+    return blocks
+
+
 def transfers_of(state: State, pool: str) -> list[Transfer]:
     """Transfers under way from or to a pool, oldest first."""
     return [transfer for transfer in state.transfers.values() if pool in (transfer.source, transfer.destination)]
@@ -207,6 +217,11 @@ def _is_clean(node: Node, host: Pool) -> bool:
     return host.name in node.copies
 
 
+def _is_to_be_written(node: Node, pool: Pool, host: Pool) -> bool:
+    """Whether a victim goes to the host first. Not if that has failed before: a broken host must not stop the engine."""
+    return not _is_clean(node, host) and not node.copies[pool.name].unwritable
+
+
 def _host_room(state: State, host: Pool, wanted: int) -> tuple[list[CopyEvicted], BlockRanges]:
     """Evictions in the host pool, and `wanted` of its blocks that are free after them, or all that can be had."""
     victims = choose_victims(state, host, wanted - host.free.total)
@@ -221,13 +236,16 @@ def _swap_out(
     state: State, engine: Engine, host: Pool, victims: list[Victim], kind: str
 ) -> tuple[list[Victim], list[TransferStarted | CopyEvicted]]:
     """Transfers to the host for as many of `victims` as it can take, after the evictions there that this needs."""
-    evicted, free = _host_room(state, host, sum(victim.count for victim in victims))
-    left = ranges.count(free)
+    left = host.free.total + host.unpinned
     taken = []
     for victim in victims:
         if victim.count <= left:
             taken.append(victim)
             left -= victim.count
+    evicted, free = _host_room(state, host, sum(victim.count for victim in taken))
+    while ranges.count(free) < sum(victim.count for victim in taken):  # what is unpinned may lie above what is not
+        taken.pop()
+        evicted, free = _host_room(state, host, sum(victim.count for victim in taken))
     if not taken:
         return [], []
     facts: list[TransferStarted | CopyEvicted] = [*evicted]

@@ -32,6 +32,8 @@ def started(state: State, fact: TransferStarted) -> Node:
         raise CorruptState(f"transfer {fact.transfer!r} is not number {engine.transfers}")
     if fact.source == fact.destination:
         raise CorruptState(f"transfer from {fact.source!r} to itself")
+    if not 0 <= fact.start < fact.end:
+        raise CorruptState(f"transfer {fact.transfer!r} moves blocks {fact.start} to {fact.end}")
     source, destination = state.pools[fact.source], state.pools[fact.destination]
     node = tree.ending_at(state, tree.node_at(state, fact.node, fact.end), fact.end)
     transfer = Transfer(fact, node, engine.tensor_parallel_size)
@@ -74,6 +76,9 @@ def finished(state: State, fact: TransferFinished) -> Node | None:
     elif fact.ok:
         _succeed(state, transfer, source, destination)
     else:
+        if transfer.kind != SWAP_IN:
+            for node in _segment(transfer):
+                state.journal.set(node.copies[source.name], "unwritable", True)
         _free(state, destination, _take_back(state, transfer, source, destination))
     return None
 
@@ -154,6 +159,11 @@ def _cut_back(state: State, transfer: Transfer, pool: Pool) -> None:
                 tree.unpin(state, pool, request.leaf, above=transfer.start)
                 state.journal.set(request, "leaf", top.parent)
                 state.journal.set(request, "matched", top.parent.end)
+    below = set(map(id, _below(transfer, pool.name)))
+    for other in sorted(state.transfers):
+        reader = state.transfers[other]
+        if reader.source == pool.name and not reader.cancelled and id(reader.node) in below:
+            _quarantine(state, reader)
     fillings = {node.copies[pool.name].filling for node in _below(transfer, pool.name)} - {None}
     for other in sorted(filling for filling in fillings if filling is not None):
         if not state.transfers[other].cancelled:  # by one above it, just now

@@ -37,6 +37,21 @@ def longest_match(root: Node, pool: str, engine: str, hashes: bytes, limit: int)
     return node, depth
 
 
+def host_match(node: Node, depth: int, host: str, pool: str, hashes: bytes, limit: int) -> list[tuple[Node, int]]:
+    """What follows a match that ended with `node` at `depth` in the host pool and not in `pool`: (node, blocks) in order."""
+    found: list[tuple[Node, int]] = []
+    while depth == node.end and depth < limit:
+        offset = depth * BLOCK_HASH_BYTES
+        child = node.children.get(hashes[offset : offset + BLOCK_HASH_BYTES])
+        copy = None if child is None else child.copies.get(host)
+        if child is None or copy is None or copy.pending is not None or pool in child.copies:
+            break
+        blocks = min(common_blocks(child.hashes, hashes, offset), limit - depth)
+        found.append((child, blocks))
+        node, depth = child, depth + blocks
+    return found
+
+
 def common_blocks(run: bytes, hashes: bytes, offset: int) -> int:
     """How many blocks of `run` stand in `hashes` from `offset` (bytes) on. At least the first one does."""
     if hashes.startswith(run, offset):
@@ -122,6 +137,7 @@ def _split(state: State, lower: Node, depth: int) -> Node:
         upper.copies[pool] = Copy(
             head, copy.refs, 1, copy.last_used, copy.pending, copy.pending_since, copy.filling, copy.leaving
         )
+        upper.copies[pool].unwritable = copy.unwritable
         journal.set(copy, "blocks", tail)
     journal.put(state.nodes, upper.id, upper)
     journal.put(parent.children, upper.key, upper)
@@ -245,8 +261,11 @@ def unfinished(leaf: Node, pool: str, *, refs: int, since: int) -> list[Node]:
 def mark_ready(state: State, pool: Pool, node: Node) -> None:
     """The bytes from the root to the end of `node` are there. Pending copies are always the lower end of a path."""
     for covered in path_nodes(node):
-        if covered.copies[pool.name].pending is None:
+        copy = covered.copies[pool.name]
+        if copy.pending is None:
             return
+        if copy.filling is not None:
+            raise CorruptState(f"node {covered.id} is being filled by {copy.filling!r}, nobody else makes it ready")
         set_ready(state, pool, covered)
 
 

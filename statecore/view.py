@@ -17,7 +17,7 @@ from statecore.hashing import ExtraKey, HashedTokens, Tokens, checked_hashes
 from statecore.rejections import UnknownRequest
 from statecore.session import Session
 from statecore.state import Engine, Request, State, request_table
-from statecore.tree import longest_match
+from statecore.tree import host_match, longest_match
 
 T = TypeVar("T")
 
@@ -29,12 +29,14 @@ class IndexView:
         name: the index.
         engine: this engine.
         gpu_pool: the pool its requests live in.
+        cpu_pool: the host pool it swaps to, or None.
         block_size: tokens in a block.
     """
 
     name: str
     engine: str
     gpu_pool: str
+    cpu_pool: str | None
     block_size: int
     _session: Session
 
@@ -47,11 +49,23 @@ class IndexView:
         adapter: bytes = b"",
         extra: Sequence[ExtraKey] = (),
     ) -> int:
-        """How many blocks `match` would find, by what this replica knows. Pins nothing, waits for nobody."""
+        """How many blocks `match` would find, in the GPU pool and after them in the host pool, by what this replica knows.
+
+        Pins nothing, waits for nobody. What is in the host pool still has to be brought in, as far as there is room.
+        """
         sequence = self._sequence(tokens, hashes, salt, adapter, extra)
         joined = sequence if isinstance(sequence, bytes) else sequence.hashes
         limit = len(joined) // BLOCK_HASH_BYTES
-        return self._session.read(lambda state: longest_match(state.root, self.gpu_pool, self.engine, joined, limit)[1])
+
+        def found(state: State) -> int:
+            node, depth = longest_match(state.root, self.gpu_pool, self.engine, joined, limit)
+            if self.cpu_pool is None:
+                return depth
+            return depth + sum(
+                blocks for _, blocks in host_match(node, depth, self.cpu_pool, self.gpu_pool, joined, limit)
+            )
+
+        return self._session.read(found)
 
     def can_allocate(self, blocks: int) -> bool:
         """Whether so many blocks are free or evictable, by what this replica knows."""
