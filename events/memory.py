@@ -132,7 +132,7 @@ class MemoryFollower:
         return records
 
     def wait(self, after: int, timeout_s: float) -> None:
-        self._transport.wait(max(after, self._after), timeout_s)
+        self._transport.wait(after, timeout_s)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -243,6 +243,9 @@ def _copy_evicted(state: State, fact: CopyEvicted) -> Node:
         raise CorruptState(f"the copy holds {dropped}")
     _free(state, pool, dropped)
     state.journal.set(pool, "evicted", pool.evicted + blocks)
+    if rest.parent is not None:
+        # A later fact of this commit may name what is left; were the run split meanwhile, the id would be of what is gone.
+        state.journal.put(state.place_of, rest.id, len(state.places) + 1)
     return rest
 
 

@@ -162,8 +162,7 @@ class Session:
         """What is known of a transfer, with what has arrived unless another thread's step is going on."""
         if self._turn.acquire(blocking=False):
             try:
-                if self._step is None and self._doubt is None and self._end is None:
-                    self._catch_up()
+                self._look_for_news()
             finally:
                 self._turn.release()
         return self.transfer(transfer)
@@ -171,19 +170,25 @@ class Session:
     def wait(self, transfer: str, timeout_s: float) -> TransferState:
         """Wait until a transfer has ended, holding nothing meanwhile; "under way" when the time is over first."""
         for left in self._log.until(timeout_s):
-            with self._turn:
-                if self._step is not None:
-                    raise InvalidInput(
-                        f"transfer {transfer!r} cannot end before the step at hand has; wait outside of it"
-                    )
-                self._require_usable()
-                self._catch_up()
-                known = self.transfer(transfer)
-                after = self._replica.state.position
+            if not self._turn.acquire(timeout=left):
+                break
+            try:
+                self._look_for_news()
+                known, after = self.transfer(transfer), self._replica.state.position
+            finally:
+                self._turn.release()
             if not known.under_way:
                 return known
             self._log.wait(after, left)
         return self.transfer(transfer)
+
+    def _look_for_news(self) -> None:
+        if self._step is not None:
+            raise InvalidInput("no transfer ends before the step at hand has; ask outside of it")
+        self._require_usable()
+        if not self._log.following:
+            self.refresh()
+        self._catch_up_with_arrived()
 
     def digest(self) -> str:
         with self._turn, self._guard:
@@ -347,11 +352,6 @@ class Session:
         except CorruptState as error:
             self._end = error
             raise
-
-    def _catch_up(self) -> None:
-        if not self._log.following:
-            self.refresh()
-        self._catch_up_with_arrived()
 
     def _catch_up_with_arrived(self) -> None:
         with self._ending_if_corrupt():

@@ -21,12 +21,16 @@ from events.facts import (
     IndexCreated,
     PathExtended,
     PathReady,
+    PolicyChosen,
     PoolAdded,
     PrefixMatched,
     RequestReleased,
+    TransferCancelled,
+    TransferFinished,
+    TransferStarted,
 )
 from statecore import ranges
-from statecore.state import Copy, Node, State, request_table
+from statecore.state import Copy, Node, State, Transfer, request_table
 
 TokensOf = Mapping[bytes, Sequence[int]]
 
@@ -43,12 +47,11 @@ def ids_of_list(blocks: Sequence[int]) -> str:
 
 def fact_in_words(fact: Fact) -> str:
     match fact:
-        case IndexCreated():
-            return f"index of {fact.block_size}-token blocks"
-        case PoolAdded():
-            return f"pool {fact.pool} ({fact.tier}) of {fact.blocks} blocks"
+        case IndexCreated() | PoolAdded() | PolicyChosen():
+            return _setting_in_words(fact)
         case EngineJoined():
-            return f"{fact.engine} joins, session {fact.session}, pool {fact.gpu_pool}"
+            host = f", host {fact.cpu_pool}" if fact.cpu_pool is not None else ""
+            return f"{fact.engine} joins, session {fact.session}, pool {fact.gpu_pool}{host}"
         case EngineLeft():
             return f"{fact.engine} leaves, session {fact.session}"
         case EngineLost():
@@ -72,6 +75,37 @@ def fact_in_words(fact: Fact) -> str:
             return f"{fact.engine}/{fact.request} ends, frees {ids(fact.freed)}"
         case CopyEvicted():
             return f"{fact.pool} evicts {ids(fact.blocks)}, end of node {fact.node} at depth {fact.depth}"
+        case TransferStarted() | TransferFinished() | TransferCancelled():
+            return _transfer_in_words(fact)
+
+
+def _setting_in_words(fact: IndexCreated | PoolAdded | PolicyChosen) -> str:
+    match fact:
+        case IndexCreated():
+            return f"index of {fact.block_size}-token blocks"
+        case PoolAdded():
+            return f"pool {fact.pool} ({fact.tier}) of {fact.blocks} blocks"
+        case PolicyChosen():
+            marks = f", swaps out below {fact.free_low}% free until {fact.free_high}%" if fact.free_low else ""
+            return f"policy {fact.write}{marks}"
+
+
+def _transfer_in_words(fact: TransferStarted | TransferFinished | TransferCancelled) -> str:
+    match fact:
+        case TransferStarted():
+            whose = f" for {fact.engine}/{fact.request}" if fact.request is not None else ""
+            return (
+                f"{fact.transfer} starts: {_kind(fact.kind)} of blocks {fact.start + 1}..{fact.end} at node {fact.node}"
+                f"{whose}, {fact.source} {ids(fact.source_blocks)} -> {fact.destination} {ids(fact.destination_blocks)}"
+            )
+        case TransferFinished():
+            return f"{fact.transfer} is done" if fact.ok else f"{fact.transfer} has failed: {fact.reason}"
+        case TransferCancelled():
+            return f"{fact.transfer} is cancelled: {fact.reason}"
+
+
+def _kind(kind: str) -> str:
+    return kind.replace("_", "-")
 
 
 def _owner(fact: BlocksAllocated | BlocksRecycled) -> str:
@@ -79,10 +113,27 @@ def _owner(fact: BlocksAllocated | BlocksRecycled) -> str:
 
 
 def pools(state: State) -> list[str]:
+    """What transfers did is told where there were any."""
     return [
         f"{pool.name}: free {ids(pool.free)}, unpinned {pool.unpinned}, evicted {pool.evicted}, of {pool.blocks}"
+        + (f", arrived {pool.arrived}" if pool.arrived else "")
+        + (f", rescued {pool.rescued}" if pool.rescued else "")
         for _, pool in sorted(state.pools.items())
     ]
+
+
+def transfers(state: State) -> list[str]:
+    """Those under way, oldest first, and the results nobody had use for."""
+    lines = [_transfer(transfer) for transfer in state.transfers.values()] or ["none"]
+    return lines + ([f"results ignored: {state.ignored_finishes}"] if state.ignored_finishes else [])
+
+
+def _transfer(transfer: Transfer) -> str:
+    cancelled = f", cancelled, {ids(transfer.quarantine)} in quarantine" if transfer.cancelled else ""
+    return (
+        f"{transfer.id}: {_kind(transfer.kind)} of blocks {transfer.start + 1}..{transfer.end} at node {transfer.node.id}, "
+        f"{transfer.source} -> {transfer.destination}{cancelled}"
+    )
 
 
 def engines(state: State) -> list[str]:
@@ -95,6 +146,7 @@ def engines(state: State) -> list[str]:
             f"requests {' '.join(sorted(engine.requests)) or '-'}, holds {held or '-'}, "
             f"hits {engine.requests_hit} of {engine.requests_seen}, "
             f"reused {engine.matched_tokens} of {engine.prompt_tokens} tokens"
+            + (f", {engine.host_tokens} of them from the host" if engine.host_tokens else "")
         )
     return lines
 
@@ -130,7 +182,10 @@ def tree(state: State, tokens_of: TokensOf) -> list[str]:
 
 def _copy(pool: str, copy: Copy) -> str:
     pending = f", pending by {copy.pending}" if copy.pending is not None else ""
-    return f"{pool} {ids(copy.blocks)}, refs {copy.refs}, used at {copy.last_used}{pending}"
+    if copy.filling is not None:
+        pending = f", filled by {copy.filling}"
+    leaving = f", leaving by {copy.leaving}" if copy.leaving is not None else ""
+    return f"{pool} {ids(copy.blocks)}, refs {copy.refs}, used at {copy.last_used}{pending}{leaving}"
 
 
 def _run(node: Node, tokens_of: TokensOf) -> str:

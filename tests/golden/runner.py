@@ -14,7 +14,8 @@ up to date and must have that replica's digest.
 
 | command                                                        |                                                      |
 |----------------------------------------------------------------|------------------------------------------------------|
-| join ENGINE pool=P [blocks=N] [block_size=4] [as=NAME]          | a process begins to serve as ENGINE; NAME names it    |
+| join ENGINE [pool=P] [gpu=N] [block_size=4] [as=NAME]           | a process begins to serve as ENGINE; NAME names it    |
+|   … [cpu=N] [host=P] [write=POLICY] [low=%] [high=%]            | its host pool, and when copies go there               |
 | leave NAME, refresh NAME, rejoin NAME                          |                                                      |
 | match NAME REQUEST tokens=1..8,50..53 [limit=N] [salt=S]       |                                                      |
 | allocate NAME REQUEST N; recycle NAME REQUEST 3,4              | REQUEST `-` is the engine itself                     |
@@ -22,8 +23,10 @@ up to date and must have that replica's digest.
 | ready NAME REQUEST [N]; release NAME REQUEST                   |                                                      |
 | would_match NAME tokens=…; can_allocate NAME N                 | questions                                            |
 | step NAME { … } [meanwhile { … }]                              | calls without NAME, one a line, become one commit    |
+| finish TRANSFER; fail TRANSFER REASON                          | a worker reports                                     |
+| cancel NAME TRANSFER REASON; poll NAME TRANSFER                |                                                      |
 | undo                                                           | inside a step: give it up                            |
-| show pools, tree, engines, request NAME REQUEST                |                                                      |
+| show pools, tree, engines, transfers, request NAME REQUEST     |                                                      |
 
 `meanwhile` runs after the step was decided and before its commit reaches the log: the race, on demand.
 """
@@ -31,7 +34,7 @@ up to date and must have that replica's digest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,11 +43,13 @@ import attrs
 from events import connect
 from events.log import EventLog, LogConnection
 from events.ports import AppendReply, Base, Commit
-from statecore import CacheIndex, HashedTokens, Rejection
+from statecore import CacheIndex, HashedTokens, Policy, Rejection
 from statecore.hashing import Tokens
 from statecore.invariants import violations
 from statecore.replica import Replica
+from statecore.state import WRITE_BACK
 from tests.golden import pictures
+from tests.golden.workers import Workers
 
 INDEX: Final = "story"
 BLOCK_SIZE: Final = 4
@@ -106,6 +111,7 @@ class Story:
         self._logs: dict[str, RacedLog] = {}
         self._watch = self._memory.log(INDEX, follow=False)
         self._replica = Replica()
+        self._workers = Workers(self._watch)
         self._tokens_of: dict[bytes, tuple[int, ...]] = {}
         self._salts: dict[tuple[str, str], tuple[bytes, list[int]]] = {}
         self._said: list[str] = []
@@ -140,6 +146,8 @@ class Story:
             self._replica.apply(entry)
             found = violations(self._replica.state)
             assert not found, f"after position {entry.position}: {found}"
+            for fact in entry.facts:
+                self._workers.note(fact)
             facts = [pictures.fact_in_words(fact) for fact in entry.facts]
             self._said.append(f"{entry.position}: {facts[0]}")
             self._said += [f"{' ' * len(str(entry.position))}  {fact}" for fact in facts[1:]]
@@ -193,19 +201,35 @@ class Story:
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def _do_join(
-        self, engine: str, *, pool: str, blocks: str | None = None, block_size: str = "4", **named: str
+        self,
+        engine: str,
+        *,
+        pool: str | None = None,
+        gpu: str | None = None,
+        cpu: str | None = None,
+        host: str | None = None,
+        block_size: str = "4",
+        **named: str,
     ) -> None:
         index = CacheIndex(
             self._connection,  # type: ignore[arg-type]  # a connection that lets others in between
             name=INDEX,
             engine=engine,
             gpu_pool=pool,
-            gpu_blocks=None if blocks is None else int(blocks),
+            gpu_blocks=None if gpu is None else int(gpu),
             block_size=int(block_size),
+            cpu_blocks=None if cpu is None else int(cpu),
+            cpu_pool=host,
+            policy=self._policy(**{word: named[word] for word in ("write", "low", "high") if word in named}),
         )
         name = named.get("as", engine)
         assert self._connection.last is not None
         self._indexes[name], self._logs[name] = index, self._connection.last
+
+    @staticmethod
+    def _policy(write: str = WRITE_BACK, low: str = "0", high: str = "0") -> Policy | None:
+        policy = Policy(write, int(low), int(high))
+        return None if policy == Policy() else policy
 
     def _do_leave(self, name: str) -> None:
         self._indexes[name].close()
@@ -219,10 +243,20 @@ class Story:
     def _do_match(self, name: str, request: str, *, tokens: str, limit: str | None = None, salt: str = "") -> None:
         prompt = self._tokens(tokens)
         self._learn(name, request, salt.encode(), prompt)
-        self._indexes[name].match(request, prompt, limit=None if limit is None else int(limit), salt=salt.encode())
+        answer = self._indexes[name].match(
+            request, prompt, limit=None if limit is None else int(limit), salt=salt.encode()
+        )
+        self._waits(f"{name}/{request}", answer.waits_for)
 
     def _do_allocate(self, name: str, request: str, blocks: str) -> None:
-        self._indexes[name].allocate(None if request == "-" else request, int(blocks))
+        answer = self._indexes[name].allocate(None if request == "-" else request, int(blocks))
+        self._waits(name if request == "-" else f"{name}/{request}", answer.waits_for)
+
+    def _waits(self, who: str, transfers: Sequence[str]) -> None:
+        """After its facts: what the answer tells the caller to wait for."""
+        if transfers:
+            self._see()
+            self._said.append(f"{who} waits for {' '.join(transfers)}")
 
     def _do_recycle(self, name: str, request: str, blocks: str) -> None:
         self._indexes[name].recycle(None if request == "-" else request, self._tokens(blocks))
@@ -250,6 +284,19 @@ class Story:
     def _do_can_allocate(self, name: str, blocks: str) -> None:
         self._said.append("yes" if self._indexes[name].can_allocate(int(blocks)) else "no")
 
+    def _do_finish(self, transfer: str) -> None:
+        self._workers.report(transfer, ok=True)
+
+    def _do_fail(self, transfer: str, *reason: str) -> None:
+        self._workers.report(transfer, ok=False, reason=" ".join(reason))
+
+    def _do_cancel(self, name: str, transfer: str, *reason: str) -> None:
+        self._indexes[name].cancel(transfer, " ".join(reason))
+
+    def _do_poll(self, name: str, transfer: str) -> None:
+        known = self._indexes[name].poll(transfer)
+        self._said.append(f"{transfer} is {known.state}" + (f": {known.reason}" if known.reason else ""))
+
     def _do_undo(self, name: str) -> None:
         raise Abandoned(name)
 
@@ -258,6 +305,7 @@ class Story:
         pictured: dict[str, Callable[[], list[str]]] = {
             "pools": lambda: pictures.pools(state),
             "tree": lambda: pictures.tree(state, self._tokens_of),
+            "transfers": lambda: pictures.transfers(state),
             "engines": lambda: pictures.engines(state),
             "request": lambda: pictures.request(state, *rest),
         }

@@ -38,7 +38,7 @@ def test_every_story_opens_with_its_moral() -> None:
 
 def test_a_story_that_tells_a_lie_is_noticed() -> None:
     """A changed behaviour passes unseen because the runner compares nothing."""
-    told = "join a pool=g blocks=8\n----\n1: index of 5-token blocks\n"
+    told = "join a pool=g gpu=8\n----\n1: index of 5-token blocks\n"
 
     assert play(told) != told
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from events.facts import Fact
-from statecore.commands import Allocate, Command, Extend, Join, MarkReady, Match, Release
+from events.facts import Fact, TransferFinished, TransferStarted
+from statecore import ranges
+from statecore.commands import Allocate, BringIn, Command, Extend, Join, MarkReady, Match, Release
 from statecore.decide import decide
 from statecore.hashing import SCHEME, HashedTokens
 from statecore.invariants import leaked_blocks, violations
+from statecore.policy import Policy
 from statecore.rejections import Rejection
 from statecore.replica import Replica
-from statecore.state import State
+from statecore.state import Pool, State, request_table
 
 Refusal = TypeVar("Refusal", bound=Rejection)
 
@@ -26,12 +28,26 @@ def path(*tokens: int) -> bytes:
     return HashedTokens.begin(1).extend(tokens).hashes
 
 
-def join(engine: str, pool: str = "g", blocks: int | None = 8, block_size: int = 1) -> Join:
-    return Join(engine, block_size, SCHEME, pool, blocks, 1)
+def join(
+    engine: str,
+    pool: str = "g",
+    blocks: int | None = 8,
+    block_size: int = 1,
+    host: int | None = None,
+    policy: Policy | None = None,
+) -> Join:
+    """`host`: blocks of the host pool "c", which all engines share; none without."""
+    cpu_pool = None if host is None else "c"
+    chosen = None if policy is None else policy.fact
+    return Join(engine, block_size, SCHEME, pool, blocks, 1, cpu_pool, host, chosen)
 
 
 def match(engine: str, request: str, *tokens: int, limit: int | None = None) -> Match:
     return Match(engine, request, path(*tokens), len(tokens), limit)
+
+
+def bring_in(engine: str, request: str, *tokens: int, limit: int | None = None) -> BringIn:
+    return BringIn(engine, request, path(*tokens), limit)
 
 
 def extend(engine: str, request: str, *tokens: int) -> Extend:
@@ -43,6 +59,7 @@ class Machine:
 
     def __init__(self, *commands: Command) -> None:
         self.replica = Replica()
+        self.seen: list[Fact] = []
         for command in commands:
             self.do(command)
 
@@ -61,12 +78,14 @@ class Machine:
         if facts:
             position = self.state.position + 1
             self.replica.settle(position, f"c{position}")
+        self.seen += facts
         return facts
 
     def apply(self, *facts: Fact) -> None:
         """Facts as another's commit brings them."""
         self.replica.redo(facts)
         self.must_be_sound()
+        self.seen += facts
         position = self.state.position + 1
         self.replica.settle(position, f"c{position}")
 
@@ -108,3 +127,31 @@ class Machine:
         if ready:
             commands.append(MarkReady(engine, request))
         self.do(*commands)
+
+    # --- two tiers --------------------------------------------------------------------------------------------------
+
+    def finish(self, transfer: str, *, ok: bool = True) -> None:
+        """The workers report, whether anybody still waits or not."""
+        self.apply(TransferFinished(transfer, ok, "" if ok else "broken"))
+
+    def fetch(self, engine: str, request: str, *tokens: int, limit: int | None = None) -> list[Fact]:
+        """A match as `CacheIndex` makes it: what the GPU holds, then what the host holds."""
+        return self.do(match(engine, request, *tokens, limit=limit), bring_in(engine, request, *tokens, limit=limit))
+
+    def swap_out(self, engine: str, *tokens: int) -> None:
+        """A path is computed, cached, swapped out and gone from the GPU pool, which is empty before and after."""
+        self.cache(engine, *tokens)
+        for fact in self.do(Allocate(engine, None, self.pool(engine).blocks)):
+            if isinstance(fact, TransferStarted):
+                self.finish(fact.transfer)
+
+    def pool(self, engine: str) -> Pool:
+        return self.state.pools[self.state.engines[engine].gpu_pool]
+
+    def started(self) -> list[TransferStarted]:
+        """Every transfer so far."""
+        return [fact for fact in self.seen if isinstance(fact, TransferStarted)]
+
+    def table(self, engine: str, request: str) -> list[int]:
+        found = self.state.engines[engine]
+        return ranges.ids(request_table(found.requests[request], found.gpu_pool))

@@ -5,8 +5,6 @@ Refusals are in `test_decide_refusals.py`; whole histories are told in `tests/go
 
 from __future__ import annotations
 
-import pytest
-
 from events.facts import (
     BlocksAllocated,
     BlocksRecycled,
@@ -342,7 +340,6 @@ def test_evicting_around_a_loser_leaves_the_winner_matchable() -> None:
     assert machine.would(match("a", "t", 1, 2, 3, 4)) == [PrefixMatched("a", "t", 2, 4, 4)]
 
 
-@pytest.mark.xfail(strict=True, reason="a request that matched pending blocks in this step makes them ready in it")
 def test_unfinished_blocks_of_several_requests_go_with_the_last() -> None:
     """Blocks nobody computed are dropped under a request that stands on them, or stay when nobody does."""
     machine = Machine(join("a"), match("a", "r", 1, 2))
@@ -351,8 +348,8 @@ def test_unfinished_blocks_of_several_requests_go_with_the_last() -> None:
         Allocate("a", "r", 2),
         extend("a", "r", 1, 2),
         match("a", "s", 1, 2),
-        Release("a", "r"),
         Release("a", "s"),
+        Release("a", "r"),
     )
 
     assert list(machine.state.nodes) == [0]

@@ -14,8 +14,11 @@ from statecore.rejections import (
     ForeignBlocks,
     NeverFits,
     PathDiffers,
+    PathInUse,
     PathNotCovered,
+    PathShorter,
     PoolExhausted,
+    Rejection,
     RequestExists,
     SessionOver,
     UnknownPool,
@@ -145,7 +148,11 @@ def test_match_of_a_live_request(machine: Machine) -> None:
 def test_allocate_more_than_the_pool(machine: Machine) -> None:
     """E-24: a scheduler waits for ever for room that cannot come."""
     refused = machine.refuses(Allocate("a", "r", 9), NeverFits, 9, "'g'", "of 8")
-    assert (refused.asked, refused.blocks) == (9, 8)
+    assert (refused.asked, refused.has, refused.blocks) == (9, 3, 8)
+    refused = machine.refuses(Allocate("a", "r", 6), NeverFits, "6 blocks beside the 3 it has", "of 8")
+    assert (refused.asked, refused.has) == (6, 3)
+    refused = machine.refuses(Allocate("a", "s", 9), NeverFits, "9 blocks can never fit")
+    assert refused.has == 0
 
 
 def test_allocate_more_than_free_and_evictable(machine: Machine) -> None:
@@ -214,14 +221,22 @@ def test_extend_with_another_prompt(machine: Machine) -> None:
 
 def test_ready_below_the_end_of_the_path(machine: Machine) -> None:
     """Blocks that are not in the tree become visible."""
-    refused = machine.refuses(MarkReady("a", "r", 3), PathNotCovered, "'r'", "3 blocks", "2 on the path")
+    refused = machine.refuses(MarkReady("a", "r", 3), PathShorter, "'r'", "ready to 3 blocks", "has 2", "extend it")
     assert (refused.asked, refused.path) == (3, 2)
-    machine.refuses(MarkReady("a", "s", 1), PathNotCovered, "'s'", "1 blocks")
+    machine.refuses(MarkReady("a", "s", 1), PathShorter, "'s'", "1 blocks")
 
 
-@pytest.mark.xfail(strict=True, reason="the words and the remedy are those of extend")
-def test_ready_below_the_end_of_the_path_says_what_was_asked(machine: Machine) -> None:
-    """Somebody who asked for `ready` is told that it cannot extend, and to allocate."""
-    refused = machine.refuses(MarkReady("a", "r", 3), PathNotCovered)
+def test_release_under_another_request(machine: Machine) -> None:
+    """Within one step a request is given up on whose blocks another was matched: nobody computes them, all read them."""
+    machine.do(match("a", "t", 5, 6), Allocate("a", "t", 2))
+    replica = machine.replica
+    for command in (extend("a", "t", 5, 6), match("a", "u", 5, 6)):
+        assert not isinstance(replica.propose(command), Rejection)
 
-    assert "cannot extend" not in str(refused)
+    refused = replica.propose(Release("a", "t"))
+
+    assert isinstance(refused, PathInUse)
+    assert "'t' cannot be released" in str(refused)
+    replica.undo()
+    machine.do(extend("a", "t", 5, 6), match("a", "u", 5, 6))
+    machine.do(Release("a", "t"))

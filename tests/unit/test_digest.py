@@ -23,6 +23,9 @@ def busy() -> Machine:
     machine.do(extend("a", "u", 7))
     machine.cache("b", 1, 2)
     machine.do(Allocate("b", None, 1))
+    machine.do(join("o", pool="p", blocks=2, host=4))
+    machine.cache("o", 1, 2)
+    machine.do(Allocate("o", None, 2))
     return machine
 
 
@@ -56,7 +59,32 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "request's leaf": lambda state: setattr(state.engines["a"].requests["r"], "leaf", state.root),
     "request's private blocks": lambda state: setattr(state.engines["a"].requests["s"], "private", ()),
     "request's duplicates": lambda state: setattr(state.engines["a"].requests["u"], "duplicates", ()),
-    "request's extension": lambda state: setattr(state.engines["a"].requests["r"], "extended_at", 99),
+    "request's first part": lambda state: setattr(state.engines["a"].requests["r"], "matched", 99),
+    "host tokens": lambda state: setattr(state.engines["a"], "host_tokens", 99),
+    "engine's transfers": lambda state: setattr(state.engines["a"], "transfers", 99),
+    "write policy": lambda state: setattr(state, "write_policy", "write_through"),
+    "lower watermark": lambda state: setattr(state, "free_low", 1),
+    "upper watermark": lambda state: setattr(state, "free_high", 1),
+    "ignored finishes": lambda state: setattr(state, "ignored_finishes", 1),
+    "pool's arrived": lambda state: setattr(state.pools["g"], "arrived", 1),
+    "pool's rescued": lambda state: setattr(state.pools["g"], "rescued", 1),
+    "a transfer less": lambda state: state.transfers.clear(),
+    **{
+        f"transfer's {field}": lambda state, field=field, value=value: setattr(state.transfers["o:0"], field, value)  # type: ignore[misc]
+        for field, value in {
+            "id": "o:9",
+            "kind": "write_through",
+            "engine": "a",
+            "start": 1,
+            "end": 9,
+            "source": "g",
+            "destination": "h",
+            "ranks": 2,
+            "cancelled": True,
+            "quarantine": ((0, 1),),
+        }.items()
+    },
+    "transfer's node": lambda state: setattr(state.transfers["o:0"], "node", state.root),
     "a node less": lambda state: state.nodes.__delitem__(1),
     "node's id": lambda state: setattr(state.nodes[1], "id", 99),
     "node's parent": lambda state: setattr(state.nodes[1], "parent", state.root),
@@ -70,6 +98,10 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "copy's branches": lambda state: setattr(state.nodes[1].copies["g"], "branches", 9),
     "copy's last use": lambda state: setattr(state.nodes[1].copies["g"], "last_used", 1),
     "copy's pending": lambda state: setattr(state.nodes[1].copies["g"], "pending", "b"),
+    "copy's age of pending": lambda state: setattr(state.nodes[1].copies["g"], "pending_since", 99),
+    "copy's filling": lambda state: setattr(state.nodes[1].copies["g"], "filling", "a:0"),
+    "copy's leaving": lambda state: setattr(state.nodes[1].copies["g"], "leaving", "a:0"),
+    "copy's unwritable": lambda state: setattr(state.nodes[1].copies["g"], "unwritable", True),
 }
 
 
@@ -93,16 +125,19 @@ def test_every_field_of_the_state_is_among_the_changes() -> None:
     machine = busy()
     engine = machine.state.engines["a"]
     known = {
-        "State": "block_size hash_scheme position last_commit_id next_node pools engines nodes root "
-        "clock committed_nodes places place_of journal",  # the last five follow from the others, or live for a step
-        "Pool": "name tier blocks free unpinned evicted eviction_order",  # the order follows from the copies
+        "State": "block_size hash_scheme position last_commit_id next_node pools engines nodes root transfers "
+        "write_policy free_low free_high ignored_finishes "
+        "clock places place_of journal",  # the last four follow from the others, or live for a step
+        "Pool": "name tier blocks free unpinned evicted arrived rescued eviction_order",  # the order follows from the copies
         "Engine": "name session alive gpu_pool cpu_pool tensor_parallel_size requests held "
-        "requests_seen requests_hit prompt_tokens matched_tokens",
-        "Request": "id leaf private duplicates extended_at",
+        "requests_seen requests_hit prompt_tokens matched_tokens host_tokens transfers",
+        "Transfer": "id kind engine node start end source destination ranks cancelled quarantine",
+        "Request": "id leaf private duplicates matched",
         "Node": "id parent start end hashes children copies",  # children follow from the parents
-        "Copy": "blocks refs branches last_used pending",
+        "Copy": "blocks refs branches last_used pending pending_since filling leaving unwritable",
     }
     parts = [machine.state, machine.state.pools["g"], engine, engine.requests["r"], machine.state.nodes[1]]
+    parts.append(machine.state.transfers["o:0"])
 
     for part in [*parts, machine.state.nodes[1].copies["g"]]:
         assert set(slots_of(part)) == set(known[type(part).__name__].split()), type(part).__name__

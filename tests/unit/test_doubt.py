@@ -158,7 +158,6 @@ def test_the_life_ended_meanwhile(pair: Pair) -> None:
         pair.a.match("s", TOKENS)
 
 
-@pytest.mark.xfail(strict=True, reason="resolve redoes a step that refresh has brought already")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_reading_the_log_while_in_doubt(pair: Pair, call: Callable[[CacheIndex], object]) -> None:
     """A caller who refreshes before it resolves has a replica that holds the step twice, or goes back in time."""
@@ -175,7 +174,6 @@ def test_reading_the_log_while_in_doubt(pair: Pair, call: Callable[[CacheIndex],
     pair.a.match("another", TOKENS)
 
 
-@pytest.mark.xfail(strict=True, reason="only OutcomeUnknown leaves a doubt; any other error is taken for 'not sent'")
 def test_an_interrupt_while_the_reply_is_under_way(pair: Pair) -> None:
     """Ctrl-C tells the caller that nothing happened; the blocks are the request's all the same, and show up later."""
     pair.log.lose, pair.log.error = "reply", KeyboardInterrupt

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from events.facts import CopyEvicted
 from statecore import ranges
 from statecore.commands import Allocate, Recycle, Release
-from statecore.state import EvictionOrder
+from statecore.eviction_order import EvictionOrder
 from tests.unit.given import Machine, extend, join, match
 
 
@@ -62,7 +60,6 @@ def test_deeper_first_among_equals() -> None:
     assert evicted(machine, 4) == [(2, 3, 4), (1,)]
 
 
-@pytest.mark.xfail(strict=True, reason="the heap keeps the depth a node had before a part of it was dropped")
 def test_deeper_first_among_equals_after_a_part_is_gone() -> None:
     """What is dropped depends on how the state came about: equal digests, other decisions."""
     machine = Machine(join("a", blocks=8))

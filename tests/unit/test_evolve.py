@@ -195,10 +195,9 @@ def test_the_first_entry_must_begin_the_history() -> None:
         Replica().apply(entry)
 
 
-# --- what it does not check, and should -----------------------------------------------------------------------------
+# --- what it once did not check -------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="evolve does not compare the fact's pool with the engine's")
 def test_blocks_of_a_foreign_pool_become_private() -> None:
     """A request's table mixes ids of two memories."""
     machine = busy()
@@ -208,7 +207,6 @@ def test_blocks_of_a_foreign_pool_become_private() -> None:
         evolve(machine.state, BlocksAllocated("a", "r", "h", ((0, 1),)))
 
 
-@pytest.mark.xfail(strict=True, reason="evolve lets a match pin what another engine is computing")
 def test_matching_what_another_engine_computes() -> None:
     """A forged or buggy match hands out blocks whose bytes are not there."""
     machine = busy()
@@ -217,7 +215,6 @@ def test_matching_what_another_engine_computes() -> None:
         evolve(machine.state, PrefixMatched("b", "q", 2, 4, 4))
 
 
-@pytest.mark.xfail(strict=True, reason="the whole fact is printed, hashes and all")
 def test_the_reason_can_be_read() -> None:
     """One broken entry writes megabytes into the log file of every process."""
     unfit = PathExtended("nobody", "r", 0, bytes(16 * 10_000), ((0, 10_000),), ())

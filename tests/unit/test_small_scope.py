@@ -15,7 +15,7 @@ from statecore.commands import Allocate, Command, Leave, MarkReady, Recycle, Rel
 from statecore.invariants import leaked_blocks, violations
 from statecore.rejections import Rejection
 from statecore.replica import Replica
-from statecore.state import Engine, Node, State
+from statecore.state import Copy, Engine, Node, State
 from tests.unit.given import extend, join, match
 
 BLOCKS = 3
@@ -68,11 +68,15 @@ def essence(state: State) -> object:
     """What the future of this state depends on."""
     times = sorted({copy.last_used for node in state.nodes.values() for copy in node.copies.values()})
 
+    def copy_of(copy: Copy) -> tuple[object, ...]:
+        fresh = copy.pending is not None and copy.pending_since >= state.clock
+        return (copy.blocks, copy.pending, fresh, times.index(copy.last_used))
+
     def below(node: Node) -> tuple[object, ...]:
         return tuple(
             (
                 child.hashes,
-                [(copy.blocks, copy.pending, times.index(copy.last_used)) for copy in child.copies.values()].__repr__(),
+                repr([copy_of(copy) for copy in child.copies.values()]),
                 below(child),
             )
             for _, child in sorted(node.children.items())
@@ -80,7 +84,7 @@ def essence(state: State) -> object:
 
     def engine(found: Engine) -> tuple[object, ...]:
         requests = [
-            (request.id, request.leaf.id, request.private, request.duplicates, request.extended_at >= state.clock)
+            (request.id, request.leaf.id, request.private, request.duplicates, request.matched)
             for _, request in sorted(found.requests.items())
         ]
         return (found.alive, repr(requests), tuple(tuple(held) for held in found.held.values()))

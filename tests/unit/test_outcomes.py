@@ -1,0 +1,57 @@
+"""What became of transfers: remembered after the state has forgotten them, and not for ever."""
+
+from __future__ import annotations
+
+from events.facts import PathReady, TransferCancelled, TransferFinished
+from events.limits import OUTCOMES_MAX
+from statecore.outcomes import Outcomes
+from statecore.results import TransferState
+
+
+def test_each_end_is_told_with_its_reason() -> None:
+    """E-12: a waiter learns that it is over, and not what happened."""
+    outcomes = Outcomes()
+    outcomes.note(
+        [
+            TransferFinished("a:0", True, ""),
+            PathReady("a", "r", 1),
+            TransferFinished("a:1", False, "rank 0: gone"),
+            TransferCancelled("a:2", "preempted"),
+        ]
+    )
+
+    assert outcomes.get("a:0") == TransferState("a:0", "done")
+    assert outcomes.get("a:1") == TransferState("a:1", "failed", "rank 0: gone")
+    assert outcomes.get("a:2") == TransferState("a:2", "cancelled", "preempted")
+    assert outcomes.get("a:3") is None
+    assert [outcomes.get(f"a:{number}").done for number in range(3)] == [True, False, False]  # type: ignore[union-attr]
+
+
+def test_the_first_end_counts() -> None:
+    """E-11, E-32: a cancelled transfer is told to be done because its workers were faster than they knew."""
+    outcomes = Outcomes()
+    outcomes.note([TransferCancelled("a:0", "preempted"), TransferFinished("a:0", True, "")])
+    outcomes.note([TransferFinished("a:1", False, "broken")])
+    outcomes.note([TransferFinished("a:1", True, ""), TransferCancelled("a:1", "late")])
+
+    assert outcomes.get("a:0") == TransferState("a:0", "cancelled", "preempted")
+    assert outcomes.get("a:1") == TransferState("a:1", "failed", "broken")
+
+
+def test_the_oldest_are_forgotten_first() -> None:
+    """E-53: memory grows with every transfer there ever was."""
+    outcomes = Outcomes()
+    outcomes.note(TransferFinished(f"a:{number}", True, "") for number in range(OUTCOMES_MAX))
+    outcomes.note([TransferFinished("a:0", False, "again")])
+    assert outcomes.get("a:0") is not None
+
+    outcomes.note([TransferFinished("b:0", True, ""), TransferFinished("b:1", True, "")])
+
+    assert [outcomes.get(name) is None for name in ("a:0", "a:1", "a:2", "b:0", "b:1")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert len(outcomes._ended) == OUTCOMES_MAX
