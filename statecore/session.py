@@ -41,8 +41,7 @@ class Session:
     """Begins a life with `join`; see the module for what it does afterwards.
 
     Attributes:
-        number: of the present life.
-        commits, conflicts: commits that landed, and refusals because somebody else was faster.
+        number: of the present life. commits, conflicts: those that landed; refusals because somebody was faster.
     """
 
     def __init__(self, log: Log, join: Join) -> None:
@@ -58,8 +57,6 @@ class Session:
         self.number = 0
         self.commits = 0
         self.conflicts = 0
-
-    # --- life -------------------------------------------------------------------------------------------------------
 
     def join(self, on_begin: Callable[[], None] = lambda: None) -> None:
         """Read the log, then append the beginning of a new life; `on_begin` is called when it stands.
@@ -122,8 +119,6 @@ class Session:
                         raise self._ended(reply)
             return True
 
-    # --- steps ------------------------------------------------------------------------------------------------------
-
     def step(self) -> AbstractContextManager[Step]:
         """Everything asked inside becomes one commit, all or nothing; part of the step at hand, if there is one."""
         return self._joined_step(explicit=True)
@@ -135,6 +130,8 @@ class Session:
     def perform(self, command: Command, answer: Answer, fill: Fill) -> Answer:
         """Decide and evolve one command within the step at hand, or as one by itself. A rejection changes nothing."""
         with self.step_of_one() as step:
+            if step.failed is not None:
+                raise step.failed.with_traceback(None)
             operation = Operation(command, answer, fill)
             with self._guard:
                 refusal = self._do(step, operation)
@@ -211,8 +208,6 @@ class Session:
     def _over(self) -> None:
         self._end = SessionOver(self._join.engine, self.number, self.number)
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _joined_step(self, *, explicit: bool) -> Iterator[Step]:
         with self._turn:
@@ -229,8 +224,8 @@ class Session:
         step = self._step = Step(explicit=explicit)
         try:
             yield step
-            if isinstance(self._end, CorruptState):  # the caller swallowed it, the step is undone
-                raise self._end
+            if (failed := step.failed or self._broken()) is not None:  # the caller swallowed it, the step is undone
+                raise failed
             self._commit(step)
         except BaseException as error:
             with self._guard:
@@ -266,7 +261,12 @@ class Session:
         if not news:
             return refusal
         with self._guard:
-            self._decide_again(step, news)
+            try:
+                self._decide_again(step, news)
+            except StateCoreError as error:
+                self._replica.undo()
+                step.failed = error  # also if the caller goes on: what it was told no longer holds
+                raise
             return self._do(step, operation)
 
     def _commit(self, step: Step) -> None:
@@ -373,8 +373,11 @@ class Session:
             )
 
     def _require_readable(self) -> None:
-        if isinstance(self._end, CorruptState):
-            raise self._end.with_traceback(None)
+        if (broken := self._broken()) is not None:
+            raise broken.with_traceback(None)
+
+    def _broken(self) -> CorruptState | None:
+        return self._end if isinstance(self._end, CorruptState) else None
 
     def _require_alive(self) -> None:
         """This life may have been ended by somebody else."""

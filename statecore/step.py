@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from events.errors import StateCoreError
 from events.facts import EngineJoined, Fact
 from events.ports import Base, Commit
 from statecore import commands
@@ -39,12 +40,14 @@ class Step:
     Attributes:
         position: where it stands in the log; 0 while it does not, and for a step that changed nothing.
         attempts: how often it was sent.
+        failed: why it cannot happen any more, found out before its end.
         explicit: begun by `with index.step()`; the caller sees answers before the commit stands.
         operations, facts: what was called, and what was decided.
     """
 
     position: int = 0
     attempts: int = 0
+    failed: StateCoreError | None = attrs.field(default=None, repr=False)
     explicit: bool = attrs.field(default=True, repr=False)
     operations: list[Operation] = attrs.field(factory=list, repr=False)
     facts: list[Fact] = attrs.field(factory=list, repr=False)
