@@ -11,8 +11,8 @@ interface: `index.py` hands it commands and functions that fill in answers.
 | diverged        | history was rolled back: `CorruptState` now and from now on, until `rejoin`                       |
 | nothing in time | undo, accept nothing until `resolve` has found out, or `rejoin` has fenced it                     |
 
-Threads of one engine may share a session. `turn` orders whole steps. `guard` protects the replica and is never held
-while waiting for anything, so a read-only call answers at once while another thread's commit is under way.
+Threads may share a session. `turn` orders whole steps. `guard` protects the replica and is never held while waiting, so
+a read-only call answers at once while another thread's commit is under way.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
 Answer = TypeVar("Answer")
 
-_FRESH_ATTEMPTS = 2  # those that rest on what the last reply brought; the port waits before each later one
+_FRESH_ATTEMPTS = 2  # they rest on what the last reply brought; the port waits before each later one
 
 
 class Session:
     """Begins a life with `join`; see the module for what it does afterwards.
 
-    Attributes:
-        number: of the present life. commits, conflicts: those that landed; refusals because somebody was faster.
+    `number` of the present life; `commits` that landed; `conflicts`, refusals because somebody else was faster.
     """
 
     def __init__(self, log: Log, join: Join) -> None:
@@ -181,7 +180,7 @@ class Session:
 
     def _look_for_news(self) -> None:
         if self._step is not None:
-            raise InvalidInput("no transfer ends before the step at hand has; ask outside of it")
+            raise InvalidInput("no transfer can end before the step at hand has; wait outside of it")
         self._require_usable()
         if not self._log.following:
             self.refresh()

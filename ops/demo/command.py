@@ -25,14 +25,20 @@ from events.keys import checked_name
 from events.limits import POOL_BLOCKS_MAX
 from events.log import LogConnection
 from ops.demo.fleet import EngineDied
+from ops.demo.movers import WorkerDied
 from ops.demo.progress import Bars
 from ops.demo.report import figures, opening, show
 from ops.demo.run import run
+from ops.demo.tiers import BLOCK_BYTES_MAX, BLOCK_BYTES_STEP, Tiers, tiers
 from ops.demo.workload import Workload, WorkloadError, workload
+from statecore import Policy
+from statecore.state import WRITE_BACK, WRITE_POLICIES
 
 ENGINES_MAX: Final = 64
-REQUESTS_DEFAULT: Final = 2000
+REQUESTS_DEFAULT: Final = 1000
 STEP_MS_DEFAULT: Final = 10.0
+WATERMARKS_DEFAULT: Final = (10, 20)
+RANKS_MAX: Final = 8
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 STDOUT: Final = "-"
@@ -59,7 +65,38 @@ class Failure(click.ClickException):
     help="A trace in the published Mooncake format, .jsonl or .jsonl.gz. Default: a built-in generator like it.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the generator.")
-@click.option("--gpu-blocks", type=int, help="Blocks of the shared pool. Default: a quarter of what the prompts hold.")
+@click.option(
+    "--gpu-blocks",
+    type=int,
+    help="GPU blocks of all engines together: a pool of its own for each; with --host-blocks 0 one pool for all. "
+    "Default: a tenth (a quarter) of what the prompts hold.",
+)
+@click.option(
+    "--host-blocks",
+    type=int,
+    help="Blocks of the host pool all share. Default: 30 % of what the prompts hold; 0: one tier, and no bytes.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(WRITE_POLICIES),
+    default=WRITE_BACK,
+    show_default=True,
+    help="When blocks are copied to the host: at eviction, or as soon as they are computed.",
+)
+@click.option(
+    "--watermarks",
+    type=(int, int),
+    default=WATERMARKS_DEFAULT,
+    show_default=True,
+    metavar="LOW HIGH",
+    help="Percent of a GPU pool: with less than LOW free, swap-outs start until HIGH is. 0 0: only when blocks are needed.",
+)
+@click.option("--tp", "ranks", type=int, default=1, show_default=True, help="Tensor-parallel ranks: workers per pool.")
+@click.option(
+    "--block-bytes",
+    type=int,
+    help=f"Bytes of a block in one rank, a multiple of {BLOCK_BYTES_STEP}. Default: up to 4096, as /dev/shm allows.",
+)
 @click.option("--block-size", type=int, default=64, show_default=True, help="Tokens in a block; divides 512.")
 @click.option(
     "--step-ms",
@@ -82,6 +119,11 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
     trace: Path | None,
     seed: int,
     gpu_blocks: int | None,
+    host_blocks: int | None,
+    policy: str,
+    watermarks: tuple[int, int],
+    ranks: int,
+    block_bytes: int | None,
     block_size: int,
     step_ms: float,
     url: str,
@@ -91,8 +133,9 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
     """Engine processes serve a trace against one shared index in a real Redis, and the log proves it.
 
     Each engine is a process with a scheduler of continuous batching: it matches, allocates, computes prompts in chunks
-    and output block by block, and releases; every step is one commit. At the end all of them, and a replay of the log,
-    must hold the same state.
+    and output block by block, and releases; every step is one commit. Blocks that fall out of an engine's GPU pool go
+    to a host pool that all engines share, and come back to whichever needs them; worker processes move the bytes, and
+    every block that is reused is looked at. At the end all engines, and a replay of the log, must hold the same state.
 
     Exit code: 0 all proofs hold; 1 a proof failed or an engine died; 2 the options make no sense here.
     """
@@ -100,6 +143,8 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
     try:
         with _ended_in_order():
             _check(engines=engines, requests=requests, seed=seed, gpu_blocks=gpu_blocks, step_ms=step_ms)
+            _check_tiers(host_blocks=host_blocks, ranks=ranks, block_bytes=block_bytes)
+            chosen = _policy(policy, watermarks)
             _check_writable(json_path)
             work = workload(
                 trace=trace,
@@ -108,30 +153,36 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
                 engines=engines,
                 block_size=block_size,
                 gpu_blocks=gpu_blocks,
+                host_blocks=host_blocks,
             )
+            memory = None
+            if work.two_tiers:
+                memory = tiers(work, engines=engines, ranks=ranks, block_bytes=block_bytes, policy=chosen)
             with _opened(url) as connection:
-                ok = _demo(console, connection, url, _new_index(connection, index), work, engines, step_ms, json_path)
+                name = _new_index(connection, index)
+                ok = _demo(console, connection, url, name, work, memory, engines, step_ms, json_path)
     except WorkloadError as error:
         raise Refused(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("Interrupted: engines and embedded server are ended.", err=True)
+        click.echo("Interrupted: engines, workers and embedded server are ended.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(0 if ok else 1)
 
 
-def _demo(
+def _demo(  # noqa: PLR0913, PLR0917 - what the command has made of its options
     console: Console,
     connection: LogConnection,
     url: str,
     index: str,
     work: Workload,
+    memory: Tiers | None,
     engines: int,
     step_ms: float,
     json_path: str | None,
 ) -> bool:
     embedded = _scheme(url) == "embedded"
     where = "an embedded redis-server" if embedded else connection.url
-    console.print(opening(work, engines, f"{index} on {where}", step_ms / 1000), soft_wrap=True)
+    console.print(opening(work, memory, engines, f"{index} on {where}", step_ms / 1000), soft_wrap=True)
     try:
         with Bars() as bars:
             result = run(
@@ -139,11 +190,12 @@ def _demo(
                 connection.url if embedded else url,
                 index,
                 work,
+                memory,
                 engines=engines,
                 step_s=step_ms / 1000,
                 watcher=bars,
             )
-    except (EngineDied, StateCoreError) as error:
+    except (EngineDied, WorkerDied, StateCoreError) as error:
         raise Failure(f"{str(error).rstrip('.')}. All engines are ended.") from None
     show(console, result)
     if not embedded:
@@ -169,6 +221,24 @@ def _check(*, engines: int, requests: int, seed: int, gpu_blocks: int | None, st
         )
     if not 0 <= step_ms <= 10_000:
         raise Refused(f"--step-ms must be from 0 to 10000, not {step_ms:g}")
+
+
+def _check_tiers(*, host_blocks: int | None, ranks: int, block_bytes: int | None) -> None:
+    if host_blocks is not None and not 0 <= host_blocks <= POOL_BLOCKS_MAX:
+        raise Refused(f"--host-blocks must be from 0 to {POOL_BLOCKS_MAX}, not {host_blocks}")
+    if not 1 <= ranks <= RANKS_MAX:
+        raise Refused(f"--tp must be from 1 to {RANKS_MAX}, not {ranks}")
+    if block_bytes is not None and (not 0 < block_bytes <= BLOCK_BYTES_MAX or block_bytes % BLOCK_BYTES_STEP):
+        raise Refused(
+            f"--block-bytes must be a multiple of {BLOCK_BYTES_STEP} up to {BLOCK_BYTES_MAX}, not {block_bytes}"
+        )
+
+
+def _policy(write: str, watermarks: tuple[int, int]) -> Policy:
+    try:
+        return Policy(write, *watermarks)
+    except StateCoreError as error:
+        raise Refused(f"--watermarks: {error}") from None
 
 
 def _opened(url: str) -> LogConnection:

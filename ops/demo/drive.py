@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ops.demo.scheduler import Outcome, Scheduler
+from ops.demo.plan import Outcome
+from ops.demo.scheduler import Scheduler
+from statecore import CacheIndex
 
 STARVED_S: Final = 60.0
 """Without a block to go on with for so long, something holds them that will never let go."""
@@ -23,6 +25,11 @@ WAIT_INITIAL_S: Final = 0.001
 WAIT_MAX_S: Final = 0.05
 """Waits grow and are drawn at random, so that engines that wait for each other do not do so in step."""
 
+MOVE_S: Final = 0.05
+"""How long to wait for one transfer before saying that we are still here; it ends the wait when it ends."""
+
+DRAIN_S: Final = 30.0
+"""For the transfers that are under way when the last request is served: a few blocks each."""
 
 AHEAD_S: Final = 0.05
 """A step of an engine that is ahead of the others lasts at least so long: many thin steps would only take the log's
@@ -53,18 +60,27 @@ def drive(
         outcome = scheduler.step()
         after_step()
         lost = lost + 1 if outcome is Outcome.LOST else 0
-        idle = idle + 1 if outcome in (Outcome.SHORT, Outcome.AHEAD) else 0
+        idle = idle + 1 if outcome is Outcome.SHORT else 0
         match outcome:
             case Outcome.DONE:
                 return
             case Outcome.PROGRESS:
                 progressed_at = now()
                 least_s = max(step_s, AHEAD_S) if scheduler.is_ahead else step_s
-                sleep(max(0.0, began + least_s - progressed_at))
+                left_s = began + least_s - progressed_at
+                if left_s > 0:
+                    sleep(left_s)
             case Outcome.LOST:
                 if lost >= LOST_MAX:
                     raise Starved(f"lost {lost} steps in a row to other engines of its pool")
                 sleep(_wait(lost))
+            case Outcome.MOVING:
+                assert scheduler.waits_for is not None
+                if now() - progressed_at > STARVED_S:
+                    raise Starved(
+                        f"waited for transfer {scheduler.waits_for} for {STARVED_S:.0f} s: do its workers work?"
+                    )
+                scheduler.index.wait(scheduler.waits_for, MOVE_S)
             case Outcome.SHORT:
                 if now() - progressed_at > STARVED_S:
                     raise Starved(f"{_needs(scheduler)} and nobody released any for {STARVED_S:.0f} s")
@@ -73,6 +89,13 @@ def drive(
             case Outcome.AHEAD:
                 progressed_at = now()  # its turn will come: the engine that is behind is bounded itself
                 sleep(AHEAD_S)
+
+
+def drain(index: CacheIndex, timeout_s: float = DRAIN_S, now: Callable[[], float] = time.monotonic) -> int:
+    """Wait until the transfers this engine has started have ended; returns how many have not."""
+    end = now() + timeout_s
+    started = index.inspect(lambda state: [each.id for each in state.transfers.values() if each.engine == index.engine])
+    return sum(index.wait(transfer, max(0.0, end - now())).under_way for transfer in started)
 
 
 def _wait(times: int) -> float:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import signal
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from typing import Final
 
 from events import StateCoreError, connect
-from ops.demo.drive import Starved, drive
+from ops.demo.contents import NO_CONTENTS, Contents, SharedContents
+from ops.demo.drive import Starved, drain, drive
 from ops.demo.measured import MeasuredConnection
 from ops.demo.messages import Compared, EngineSpec, Failed, Joined, Left, Order, Progress, Replicated, Served
 from ops.demo.pace import Board, Pace
 from ops.demo.private import serve_privately
-from ops.demo.scheduler import Scheduler, Tally
+from ops.demo.scheduler import Scheduler
+from ops.demo.tally import Tally
+from ops.demo.tiers import HOST_POOL
 from statecore import CacheIndex
 
 PROGRESS_EVERY_S: Final = 0.2
@@ -33,7 +37,8 @@ def main(spec: EngineSpec, pipe: Pipe, board: Board) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # nobody is there to hear
     except Exception as error:
-        pipe.send(Failed(last_words(error)))
+        with suppress(OSError):
+            pipe.send(Failed(last_words(error)))
         raise SystemExit(1) from None
 
 
@@ -62,7 +67,14 @@ class _Engine:
             gpu_blocks=spec.gpu_blocks,
             gpu_pool=spec.gpu_pool,
             block_size=spec.block_size,
+            tensor_parallel_size=spec.ranks,
+            cpu_pool=HOST_POOL if spec.host_blocks else None,
+            cpu_blocks=spec.host_blocks,
+            policy=spec.policy if spec.host_blocks else None,
         )
+        self._contents: Contents = NO_CONTENTS
+        if spec.host_blocks:
+            self._contents = SharedContents(spec.index, spec.gpu_pool, spec.ranks)
 
     def run(self) -> None:
         self._pipe.send(Joined())
@@ -73,23 +85,24 @@ class _Engine:
                 return
             match order:
                 case Order.SERVE:
-                    self._pipe.send(Served(self._serve()))
+                    self._pipe.send(self._serve())
                 case Order.LEAVE:
                     self._pipe.send(self._leave())
                 case Order.READ:
                     self._pipe.send(Replicated(self._index.refresh(), self._index.digest()))
                 case Order.COMPARE:
-                    self._pipe.send(Compared(self._compare()))
+                    self._pipe.send(self._compare())
 
-    def _serve(self) -> Tally:
-        scheduler = Scheduler(self._index, self._spec.requests, self._spec.limits, self._pace.is_due)
+    def _serve(self) -> Served:
+        spec = self._spec
+        scheduler = Scheduler(self._index, spec.requests, spec.limits, self._pace.is_due, self._contents)
 
         def after_step() -> None:
             self._pace.publish(scheduler.next_number)
             self._tell(scheduler)
 
-        drive(scheduler, step_s=self._spec.step_s, after_step=after_step)
-        return scheduler.tally
+        drive(scheduler, step_s=spec.step_s, after_step=after_step)
+        return Served(scheduler.tally, drain(self._index))
 
     def _leave(self) -> Left:
         """The replica stays readable: its connection is open until the process ends."""
@@ -97,11 +110,17 @@ class _Engine:
         (log,) = self._connection.logs
         return Left(self._index.commits, self._index.conflicts, log.commits_s, log.round_trips_s)
 
-    def _compare(self) -> Tally:
+    def _compare(self) -> Compared:
+        private = self._privately(self._spec.private_host_blocks)
+        return Compared(private, self._privately(0) if self._spec.private_host_blocks else private)
+
+    def _privately(self, host_blocks: int) -> Tally:
         spec = self._spec
         return serve_privately(
             spec.requests,
-            gpu_blocks=spec.private_blocks,
+            gpu_blocks=spec.private_gpu_blocks,
+            host_blocks=host_blocks,
+            policy=spec.policy,
             block_size=spec.block_size,
             limits=spec.limits,
             after_step=self._tell,

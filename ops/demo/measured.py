@@ -10,10 +10,9 @@ real ones, and the index cannot tell. Two durations, both in seconds:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from time import perf_counter
 
-from events.ports import Appended, AppendReply, Base, Commit, Connection, Entry, Head, Log
+from events.ports import Appended, AppendReply, Base, Commit, Connection, Entry, Head, Log, Mutex
 
 
 class MeasuredLog:
@@ -74,7 +73,7 @@ class MeasuredLog:
     def until(self, timeout_s: float) -> Iterator[float]:
         return self._log.until(timeout_s)
 
-    def mutex(self) -> AbstractContextManager[object]:
+    def mutex(self) -> Mutex:
         return self._log.mutex()
 
     def close(self) -> None:

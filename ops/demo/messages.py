@@ -21,8 +21,9 @@ from typing import TypeAlias
 
 import attrs
 
-from ops.demo.scheduler import Limits, Tally
+from ops.demo.tally import Limits, Tally
 from ops.trace import TraceRequest
+from statecore import Policy
 
 
 @attrs.frozen
@@ -32,8 +33,11 @@ class EngineSpec:
     Attributes:
         url: of the log's server, password and all: it travels through a pipe, not through the command line.
         place: which of the engines it is, from 0.
-        gpu_blocks: of the pool they share.
-        private_blocks: of the pool it would have had alone.
+        gpu_blocks: of its GPU pool, which with one tier all share.
+        host_blocks: of the host pool all share; 0: one tier.
+        ranks: tensor-parallel ranks that each hold a shard of every block.
+        policy: of the host tier.
+        private_gpu_blocks, private_host_blocks: of the pools it would have had alone.
         step_s: least time of a step.
         requests: with their numbers in the trace.
     """
@@ -44,7 +48,11 @@ class EngineSpec:
     gpu_pool: str
     place: int
     gpu_blocks: int
-    private_blocks: int
+    host_blocks: int
+    ranks: int
+    policy: Policy
+    private_gpu_blocks: int
+    private_host_blocks: int
     block_size: int
     step_s: float
     limits: Limits
@@ -76,9 +84,10 @@ class Progress:
 
 @attrs.frozen
 class Served:
-    """All its requests are released or refused."""
+    """All its requests are released or refused, and its transfers have ended: all but `open_transfers`."""
 
     tally: Tally
+    open_transfers: int
 
 
 @attrs.frozen
@@ -101,9 +110,15 @@ class Replicated:
 
 @attrs.frozen
 class Compared:
-    """What the same scheduler did with the same requests and a private index."""
+    """What the same scheduler did with the same requests and a private index.
 
-    tally: Tally
+    Attributes:
+        private: over its share of all blocks.
+        gpu_only: over its share of the GPU blocks, without a second tier; with one tier the same.
+    """
+
+    private: Tally
+    gpu_only: Tally
 
 
 @attrs.frozen

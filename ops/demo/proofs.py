@@ -14,6 +14,7 @@ import attrs
 
 from events.ports import Log
 from ops.demo.messages import Replicated
+from ops.demo.movements import Movements
 from statecore.invariants import leaked_blocks, violations
 from statecore.replica import Replica
 from statecore.state import State
@@ -33,8 +34,10 @@ class Replay:
         violations: what was found there, in words.
         leaked_blocks: the most that belonged to nobody at any of them.
         alive: engines that never left.
-        free, cached, blocks: of the shared pool at the end.
-        duration_s: of applying the log, without the checks.
+        free, cached, blocks: of all pools at the end, of both tiers.
+        duration_s: of reading and applying the log, without the checks.
+        open_transfers: that nobody ever finished.
+        movements: what went between the tiers.
     """
 
     position: int
@@ -48,6 +51,21 @@ class Replay:
     cached: int
     blocks: int
     duration_s: float
+    open_transfers: int
+    movements: Movements
+
+
+@attrs.frozen
+class Bytes:
+    """What was found in the blocks that were reused; `block_bytes` of one block, all ranks together."""
+
+    verified_blocks: int
+    mismatches: int
+    block_bytes: int
+
+    @property
+    def verified_bytes(self) -> int:
+        return self.verified_blocks * self.block_bytes
 
 
 @attrs.frozen
@@ -59,7 +77,7 @@ class Proof:
     shown_by: str
 
 
-def replay(log: Log, gpu_pool: str, watch: Callable[[int, int], None] = lambda _position, _head: None) -> Replay:
+def replay(log: Log, watch: Callable[[int, int], None] = lambda _position, _head: None) -> Replay:
     """Read the whole log into a fresh replica. `watch` is told the position and the head now and then.
 
     Raises:
@@ -72,6 +90,7 @@ def replay(log: Log, gpu_pool: str, watch: Callable[[int, int], None] = lambda _
     checked: list[int] = []
     found: list[str] = []
     leaked, duration = 0, 0.0
+    movements = Movements()
 
     def check() -> None:
         nonlocal leaked
@@ -87,6 +106,7 @@ def replay(log: Log, gpu_pool: str, watch: Callable[[int, int], None] = lambda _
         for entry in entries:
             replica.apply(entry)
             facts += len(entry.facts)
+            movements.note(entry.facts, replica.state)
             if entry.position in checkpoints:
                 duration += time.perf_counter() - start
                 check()
@@ -94,7 +114,7 @@ def replay(log: Log, gpu_pool: str, watch: Callable[[int, int], None] = lambda _
         duration += time.perf_counter() - start
         watch(replica.state.position, head)
     check()
-    state, pool = replica.state, replica.state.pools[gpu_pool]
+    state, pools = replica.state, replica.state.pools.values()
     return Replay(
         position=state.position,
         digest=replica.digest(),
@@ -103,10 +123,12 @@ def replay(log: Log, gpu_pool: str, watch: Callable[[int, int], None] = lambda _
         violations=tuple(found),
         leaked_blocks=leaked,
         alive=_alive(state),
-        free=pool.free.total,
-        cached=pool.unpinned,
-        blocks=pool.blocks,
+        free=sum(pool.free.total for pool in pools),
+        cached=sum(pool.unpinned for pool in pools),
+        blocks=sum(pool.blocks for pool in pools),
         duration_s=duration,
+        open_transfers=len(state.transfers),
+        movements=movements,
     )
 
 
@@ -138,6 +160,30 @@ def proofs(replicas: Sequence[Replicated], replayed: Replay) -> list[Proof]:
             f"{replayed.free:,} free + {replayed.cached:,} cached = {held:,} of {replayed.blocks:,}",
         ),
     ]
+
+
+def tier_proofs(replayed: Replay, held: Bytes) -> list[Proof]:
+    """The claims that two tiers add."""
+    still = f"{replayed.open_transfers:,} of them never ended"
+    done = replayed.movements.swap_ins + replayed.movements.swap_outs
+    wrong = f"{held.mismatches:,} of {held.verified_blocks:,} blocks held something else"
+    return [
+        Proof(
+            "every transfer ended",
+            replayed.open_transfers == 0,
+            still if replayed.open_transfers else f"{done:,} done, {replayed.movements.failed:,} failed",
+        ),
+        Proof(
+            "every reused block held its bytes",
+            held.mismatches == 0,
+            wrong if held.mismatches else f"{held.verified_blocks:,} blocks looked at before they were used",
+        ),
+    ]
+
+
+def nothing_left(names: Sequence[str]) -> Proof:
+    """After the last process; `names` of shared memory that is still there."""
+    return Proof("nothing is left behind", not names, ", ".join(names) or "no process, no shared memory")
 
 
 def digests_equal(replicas: Sequence[Replicated]) -> bool:

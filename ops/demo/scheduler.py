@@ -5,10 +5,11 @@ happen leaves no trace here either:
 
     plan     inside `with index.step()`: ask the index, write down what would change; nothing of ours changes
     commit   the end of the block: the step is in the log, or StepConflict / Contended and it never was
-    apply    only now our own books
+    apply    only now our own books, and the bytes of what was computed
 
 | in a step, in this order       | calls                                                                         |
 |--------------------------------|-------------------------------------------------------------------------------|
+| before it: blocks on their way | poll; all there: look at their bytes; else the path is shorter, compute more  |
 | requests that are finished     | release                                                                       |
 | running, oldest first: prompt  | extend, over the blocks the next chunk of it fills                            |
 | running, oldest first: output  | allocate when a block boundary is crossed, extend when a block is full        |
@@ -18,118 +19,29 @@ happen leaves no trace here either:
 A step stands for as many passes of a model as a block has tokens: every running request gains up to one block of
 output. What a step extends is pending in the index until the next step speaks of the request, as in engines that put
 blocks into the tree when they schedule them; so a finished request is released one step after its last token.
+
+Nobody waits inside a step. A request whose blocks come from the host holds its place and computes nothing; one that is
+told "not yet", because blocks must leave for the host first, asks again in a later step, and nobody newer is given any
+before it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum, auto
-
-import attrs
 
 from events.errors import OutcomeUnknown
+from ops.demo.contents import NO_CONTENTS, Contents
+from ops.demo.plan import Admission, Advance, Outcome, Plan
 from ops.demo.sequence import Sequence
+from ops.demo.tally import Limits, Tally
 from ops.trace import TraceRequest
 from statecore import Allocation, CacheIndex, Contended, PoolExhausted, StepConflict
+from statecore.tiers import transfers_of
 
 STALLS_MAX = 8
 """Steps in a row that a lone request waits for a block before it gives its own back: two engines of one pool, each
 waiting for the other's blocks, would wait for ever."""
-
-
-@attrs.frozen
-class Limits:
-    """Of one step and one engine. The defaults are those of production engines.
-
-    Attributes:
-        step_tokens: tokens computed in a step, prompts and output together.
-        chunk_tokens: tokens of one prompt computed in a step.
-        running_max: requests that run at a time.
-    """
-
-    step_tokens: int = 8192
-    chunk_tokens: int = 2048
-    running_max: int = 32
-
-
-@attrs.define
-class Tally:
-    """What an engine has done.
-
-    Attributes:
-        requests: served to the end.
-        refused: that need more blocks than the pool has.
-        prompt_tokens, reused_tokens: of requests admitted, each counted at its first admission.
-        evicted_blocks: dropped from the cache to make room for this engine.
-        preemptions: requests that gave their blocks back in the middle.
-        steps: that stand; lost_steps: that never happened because another engine was faster.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    evicted_blocks: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    lost_steps: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the prompt tokens that were cached, 0 to 1."""
-        return self.reused_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
-
-    @classmethod
-    def sum(cls, tallies: Iterable[Tally]) -> Tally:
-        """Of several engines."""
-        return cls(*(sum(counts) for counts in zip(*(attrs.astuple(tally) for tally in tallies), strict=True)))
-
-
-class Outcome(Enum):
-    """What came of a step."""
-
-    PROGRESS = auto()
-    LOST = auto()  # it never happened
-    SHORT = auto()  # no blocks to go on with: others must release some
-    AHEAD = auto()  # the next request is not due yet
-    DONE = auto()  # nothing runs, nothing waits
-
-
-@attrs.define
-class _Advance:
-    """Tokens a running request gains, and the blocks it was given for them."""
-
-    sequence: Sequence
-    tokens: int
-    hashed: int
-    allocation: Allocation | None
-
-
-@attrs.define
-class _Admission:
-    """A request that begins to run: where it starts, and its first chunk."""
-
-    cached_tokens: int
-    cached_blocks: int
-    first: _Advance
-
-
-@attrs.define
-class _Plan:
-    """What changes in our books if the step stands."""
-
-    released: list[Sequence] = attrs.Factory(list)
-    preempted: list[Sequence] = attrs.Factory(list)
-    advanced: list[_Advance] = attrs.Factory(list)
-    refused: list[Sequence] = attrs.Factory(list)
-    admitted: list[_Admission] = attrs.Factory(list)
-    stalled: bool = False
-    short: bool = False
-
-    @property
-    def changes(self) -> bool:
-        return bool(self.released or self.preempted or self.advanced or self.refused or self.admitted)
 
 
 class Scheduler:
@@ -138,6 +50,7 @@ class Scheduler:
     Attributes:
         waiting, running: in order of arrival, and of admission.
         tally: what was done so far.
+        waits_for: after `MOVING`, a transfer to wait for.
     """
 
     def __init__(
@@ -146,6 +59,7 @@ class Scheduler:
         requests: Iterable[tuple[int, TraceRequest]],
         limits: Limits | None = None,
         is_due: Callable[[int], bool] = lambda _number: True,
+        contents: Contents = NO_CONTENTS,
     ) -> None:
         """`requests` come with their numbers in the trace; one waits until `is_due` says so for its number."""
         self.index = index
@@ -153,7 +67,9 @@ class Scheduler:
         self.waiting = deque(Sequence(number, request, index.block_size) for number, request in requests)
         self.running: list[Sequence] = []
         self.tally = Tally()
+        self.waits_for: str | None = None
         self._is_due = is_due
+        self._contents = contents
         self._stalls = 0
         self._pool_blocks = index.inspect(lambda state: state.pools[index.gpu_pool].blocks)
 
@@ -175,7 +91,8 @@ class Scheduler:
         """
         if not self.running and not self.waiting:
             return Outcome.DONE
-        plan = _Plan()
+        self._receive()
+        plan = Plan()
         try:
             with self.index.step():
                 self._plan(plan)
@@ -189,42 +106,81 @@ class Scheduler:
         self._apply(plan)
         if plan.changes:
             return Outcome.PROGRESS
+        self.waits_for = self._under_way(plan)
+        if self.waits_for is not None:
+            return Outcome.MOVING
         return Outcome.SHORT if plan.short else Outcome.AHEAD
+
+    # --- before a step ----------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        """Requests whose blocks have come can go on; those whose have not, too, from further up."""
+        for sequence in self.running:
+            if sequence.waits_for and not any(self.index.poll(each).under_way for each in sequence.waits_for):
+                sequence.waits_for = ()
+                self._cut_to(sequence, self.index.path_blocks(sequence.id))
+                self._verify(sequence)
+
+    def _cut_to(self, sequence: Sequence, blocks: int) -> None:
+        missing = sequence.computed - blocks * sequence.block_size
+        if missing:
+            self.tally.cut += 1
+            sequence.computed -= missing
+            sequence.blocks = len(self.index.table(sequence.id))
+            if sequence.admissions == 1:
+                self.tally.reused_tokens -= missing
+
+    def _under_way(self, plan: Plan) -> str | None:
+        """A transfer that keeps us from going on."""
+        for sequence in self.running:
+            if sequence.waits_for:
+                return next((each for each in sequence.waits_for if self.index.poll(each).under_way), None)
+        if plan.waits_for:
+            return plan.waits_for[0]
+        if not plan.short:
+            return None
+        own = self.index.inspect(lambda state: transfers_of(state, self.index.gpu_pool))
+        return own[0].id if own else None
 
     # --- plan -------------------------------------------------------------------------------------------------------
 
-    def _plan(self, plan: _Plan) -> None:
+    def _plan(self, plan: Plan) -> None:
         for sequence in self.running:
             if sequence.finished:
                 self.index.release(sequence.id)
                 plan.released.append(sequence)
         going = [sequence for sequence in self.running if not sequence.finished]
         budget = self._plan_running(plan, going, self.limits.step_tokens)
-        if not plan.preempted and not plan.stalled:
+        if not plan.preempted and not plan.short:
             self._plan_waiting(plan, len(going), budget)
 
-    def _plan_running(self, plan: _Plan, going: list[Sequence], budget: int) -> int:
+    def _plan_running(self, plan: Plan, going: list[Sequence], budget: int) -> int:
         """Returns what is left of the budget. Preempted requests leave `going`."""
         turn = 0
         while turn < len(going) and budget:
             sequence = going[turn]
+            if sequence.waits_for:
+                turn += 1
+                continue
             tokens = sequence.next_tokens(sequence.computed, self.limits.chunk_tokens, budget)
-            missing = max(0, sequence.blocks_for(sequence.computed + tokens) - sequence.blocks)
+            missing = max(0, sequence.blocks_for(max(sequence.known, sequence.computed + tokens)) - sequence.blocks)
             allocation = self._allocate(plan, going, sequence, missing) if missing else None
+            if plan.stalled:
+                break
+            if turn == len(going):  # it was the newest itself, and has given way
+                continue
             if allocation is not None or not missing:
                 hashed = self._extend(sequence, sequence.computed + tokens, sequence.hashed)
-                plan.advanced.append(_Advance(sequence, tokens, hashed, allocation))
+                plan.advanced.append(Advance(sequence, tokens, hashed, allocation))
                 budget -= tokens
-                turn += 1
-            elif plan.stalled:
-                break
+            turn += 1
         return budget
 
-    def _allocate(self, plan: _Plan, going: list[Sequence], sequence: Sequence, blocks: int) -> Allocation | None:
-        """Blocks for a running request, if need be at the cost of the newest; None when that is the request itself."""
-        while True:
+    def _allocate(self, plan: Plan, going: list[Sequence], sequence: Sequence, blocks: int) -> Allocation | None:
+        """Blocks for a running request, if need be at the cost of the newest; None: not in this step."""
+        while not plan.waits_for:
             try:
-                return self.index.allocate(sequence.id, blocks)
+                allocation = self.index.allocate(sequence.id, blocks)
             except PoolExhausted:
                 plan.short = True
                 if len(going) == 1 and self._stalls < STALLS_MAX:
@@ -235,8 +191,17 @@ class Scheduler:
                 plan.preempted.append(newest)
                 if newest is sequence:
                     return None
+            else:
+                if allocation.blocks:
+                    return allocation
+                self._must_wait(plan, allocation)
+        return None
 
-    def _plan_waiting(self, plan: _Plan, running: int, budget: int) -> None:
+    def _must_wait(self, plan: Plan, allocation: Allocation) -> None:
+        plan.short = True
+        plan.waits_for = allocation.waits_for
+
+    def _plan_waiting(self, plan: Plan, running: int, budget: int) -> None:
         for sequence in self.waiting:
             if not budget or running >= self.limits.running_max or not self._is_due(sequence.number):
                 return
@@ -244,15 +209,15 @@ class Scheduler:
                 plan.refused.append(sequence)
                 continue
             blocks = sequence.blocks_for(sequence.known)
-            if not self.index.can_allocate(blocks + running):  # leave every running request its next block
+            if plan.waits_for or not self.index.can_allocate(blocks + running):  # leave each running one its next block
                 plan.short = True
                 return
-            admission = self._admit(sequence, blocks, budget)
+            admission = self._admit(plan, sequence, blocks, budget)
             plan.admitted.append(admission)
             budget -= admission.first.tokens
             running += 1
 
-    def _admit(self, sequence: Sequence, blocks: int, budget: int) -> _Admission:
+    def _admit(self, plan: Plan, sequence: Sequence, blocks: int, budget: int) -> Admission:
         """The caller knows that the pool can give the blocks. At least one token is computed, as engines need it."""
         size, known = self.index.block_size, sequence.known
         hashed = known // size
@@ -264,10 +229,13 @@ class Scheduler:
         )
         rest = blocks - len(match.blocks)
         allocation = self.index.allocate(sequence.id, rest) if rest else None
-        tokens = min(known - match.tokens, self.limits.chunk_tokens, budget)
-        self._extend(sequence, match.tokens + tokens, hashed)
-        first = _Advance(sequence, tokens, hashed, allocation)
-        return _Admission(match.tokens, len(match.blocks), first)
+        tokens = 0
+        if allocation is not None and not allocation.blocks:
+            self._must_wait(plan, allocation)
+        elif not match.waits_for:
+            tokens = min(known - match.tokens, self.limits.chunk_tokens, budget)
+            self._extend(sequence, match.tokens + tokens, hashed)
+        return Admission(match, Advance(sequence, tokens, hashed, allocation))
 
     def _extend(self, sequence: Sequence, computed: int, hashed: int) -> int:
         """Put the blocks that `computed` tokens fill into the tree; returns how many hashes the index knows then.
@@ -283,7 +251,7 @@ class Scheduler:
 
     # --- apply ------------------------------------------------------------------------------------------------------
 
-    def _apply(self, plan: _Plan) -> None:
+    def _apply(self, plan: Plan) -> None:
         tally = self.tally
         tally.steps += plan.changes
         tally.requests += len(plan.released)
@@ -301,21 +269,36 @@ class Scheduler:
             self.waiting.appendleft(sequence)
         for admission in plan.admitted:
             self._apply_admission(admission)
+        for admission in plan.admitted:  # when all is computed: one may begin on what another of this step brought
+            if not admission.match.waits_for:
+                self._verify(admission.first.sequence, admission.match.tokens)
 
-    def _apply_advance(self, advance: _Advance) -> None:
-        sequence = advance.sequence
+    def _apply_advance(self, advance: Advance) -> None:
+        sequence, size = advance.sequence, advance.sequence.block_size
+        first = sequence.computed // size
         sequence.advance(advance.tokens)
         sequence.hashed = advance.hashed
         if advance.allocation is not None:
             sequence.blocks += len(advance.allocation.blocks)
             self.tally.evicted_blocks += advance.allocation.evicted
+        full = sequence.computed // size
+        if full > first and self._contents is not NO_CONTENTS:
+            self._contents.fill(self.index.table(sequence.id)[first:full], sequence.hashes(first, full))
 
-    def _apply_admission(self, admission: _Admission) -> None:
-        sequence = admission.first.sequence
-        sequence.computed, sequence.blocks = admission.cached_tokens, admission.cached_blocks
+    def _apply_admission(self, admission: Admission) -> None:
+        sequence, match = admission.first.sequence, admission.match
+        sequence.computed, sequence.blocks, sequence.waits_for = match.tokens, len(match.blocks), match.waits_for
         sequence.admissions += 1
         if sequence.admissions == 1:
             self.tally.prompt_tokens += sequence.prompt_tokens
-            self.tally.reused_tokens += admission.cached_tokens
+            self.tally.reused_tokens += match.tokens
         self._apply_advance(admission.first)
         self.running.append(sequence)
+
+    def _verify(self, sequence: Sequence, tokens: int | None = None) -> None:
+        """Look at the bytes of what a request reuses: its first `tokens`, default all it has so far."""
+        blocks = (sequence.computed if tokens is None else tokens) // sequence.block_size
+        if blocks and self._contents is not NO_CONTENTS:
+            self.tally.verified_blocks += blocks
+            table = self.index.table(sequence.id)[:blocks]
+            self.tally.mismatches += self._contents.wrong(table, sequence.hashes(0, blocks))

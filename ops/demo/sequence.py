@@ -25,6 +25,7 @@ class Sequence:
         blocks: length of its block table; 0 while it waits.
         hashed: block hashes the index has been told of.
         admissions: how often it was admitted; more than once after being preempted.
+        waits_for: transfers that bring blocks its table begins with; nothing is computed before they have ended.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Sequence:
     blocks: int = 0
     hashed: int = 0
     admissions: int = 0
+    waits_for: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -81,6 +83,7 @@ class Sequence:
     def restart(self) -> None:
         """It lost its blocks; what it generated stays known."""
         self.computed = self.blocks = self.hashed = 0
+        self.waits_for = ()
 
     @cached_property
     def _hashes(self) -> bytes:

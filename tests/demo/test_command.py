@@ -19,15 +19,25 @@ from events import connect
 from events.embedded import EmbeddedRedis
 from events.facts import CopyEvicted
 from ops.demo.command import command
+from ops.demo.tiers import HOST_POOL, gpu_pool
+from ops.trace import write_trace
 from statecore import CacheIndex
 from statecore.replica import Replica
+from tests.demo.trace_requests import request
+from workers.rank_lock import RankLock
+from workers.segment_header import HEADER_BYTES, index_prefix, segment_name
+from workers.shared_memory import SHARED_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDS_WITHIN_S = 60
 KEYS = {
     *("requests", "engines", "hit_rate", "private_hit_rate", "commits", "conflicts", "commit_p50_us", "commit_p99_us"),
     *("facts", "digests_equal", "replay_equal", "invariants_ok", "leaked_blocks", "position"),
+    *("swap_ins", "swap_outs", "rescues", "bytes_moved", "cross_engine_tokens", "bytes_verified", "mismatches"),
+    "open_transfers",
 }
+ENGINE, WORKER = b"spawn_main", b"workers.worker_process"
+BLOCK_BYTES = 64
 
 
 @contextmanager
@@ -48,11 +58,22 @@ def demo(*options: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def engines_of(parent: int) -> list[int]:
-    """Engine processes that run now."""
+def children_of(parent: int, kind: bytes) -> list[int]:
+    """Engine or worker processes that run now."""
     tasks = Path(f"/proc/{parent}/task").iterdir()
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if kind in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def engines_of(parent: int) -> list[int]:
+    return children_of(parent, ENGINE)
+
+
+def in_shared_memory(index: str) -> set[str]:
+    """Segments of an index, and locks of its workers."""
+    locks = [RankLock(index, gpu_pool(place), rank)._path for place in range(2) for rank in range(2)]
+    segments = SHARED_FOLDER.glob(f"{index_prefix(index)}*")
+    return {path.name for path in (*segments, *locks) if path.exists()}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -62,16 +83,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_the_demo_serves_proves_and_reports(tmp_path: Path, embedded_redis: EmbeddedRedis, index_name: str) -> None:
-    """A newcomer's first command would not show what the project is for.
+def test_one_tier_serves_proves_and_reports(tmp_path: Path, embedded_redis: EmbeddedRedis, index_name: str) -> None:
+    """Who has no host memory to give would have no demo.
 
-    Given two engines, sixty requests and a server of one's own
+    Given two engines on one GPU pool, one tier, sixty requests and a server of one's own
     Then every request is served, every proof holds, the JSON has its keys, and the log on the server gives the same.
     """
     report = tmp_path / "report.json"
     options = ["--engines", "2", "--requests", "60", "--step-ms", "0", "--gpu-blocks", "3000", "--json", str(report)]
 
-    with demo(*options, "--url", embedded_redis.url, "--index", index_name) as process:
+    with demo(*options, "--host-blocks", "0", "--url", embedded_redis.url, "--index", index_name) as process:
         out, err = process.communicate(timeout=ENDS_WITHIN_S)
 
     assert (process.returncode, err) == (0, "")
@@ -79,7 +100,9 @@ def test_the_demo_serves_proves_and_reports(tmp_path: Path, embedded_redis: Embe
     assert figures.keys() >= KEYS
     assert (figures["requests"], figures["engines"], figures["refused"], figures["leaked_blocks"]) == (60, 2, 0, 0)
     assert [figures[key] for key in ("digests_equal", "replay_equal", "invariants_ok", "ok")] == [True] * 4
-    assert 0 < figures["private_hit_rate"] <= figures["hit_rate"] < 1
+    assert 0 < figures["private_hit_rate"] < 1
+    assert 0 < figures["hit_rate"] < 1
+    assert (figures["swap_outs"], figures["bytes_moved"], figures["open_transfers"]) == (0, 0, 0)
     assert 0 < figures["commit_p50_us"] <= figures["commit_p99_us"]
     assert figures["commits"] == figures["position"] == sum(one["commits"] for one in figures["per_engine"])
     assert out.count("✓") == 5
@@ -94,13 +117,92 @@ def test_the_demo_serves_proves_and_reports(tmp_path: Path, embedded_redis: Embe
     assert evicted > 0
 
 
+@pytest.fixture
+def documents(tmp_path: Path) -> list[str]:
+    """Options: sixty prompts over eleven documents, more than the GPU pools hold, and each engine gets each in turn."""
+    trace = tmp_path / "documents.jsonl"
+    write_trace(
+        trace, [request([*range(number % 11 * 100, number % 11 * 100 + 20), 10_000 + number]) for number in range(60)]
+    )
+    return [
+        *("--engines", "2", "--requests", "60", "--step-ms", "0", "--trace", str(trace), "--block-size", "512"),
+        *("--gpu-blocks", "160", "--host-blocks", "500", "--watermarks", "25", "50", "--block-bytes", str(BLOCK_BYTES)),
+    ]
+
+
+@pytest.mark.parametrize(("policy", "ranks"), [("write_back", 1), ("write_through", 2)])
+def test_two_tiers_serve_prove_and_report(
+    tmp_path: Path, documents: list[str], embedded_redis: EmbeddedRedis, index_name: str, policy: str, ranks: int
+) -> None:
+    """A newcomer's first command would not show what the project is for.
+
+    Given two engines with a GPU pool each, a host pool, and a worker for each rank
+    Then blocks go to the host and come back for the other engine, every byte is right, every proof holds, and nothing
+    is left of processes and memory.
+    """
+    report = tmp_path / "report.json"
+    options = [*documents, "--policy", policy, "--tp", str(ranks), "--json", str(report)]
+
+    with demo(*options, "--url", embedded_redis.url, "--index", index_name) as process:
+        wait_for(lambda: process.poll() is not None or len(children_of(process.pid, WORKER)) == 2 * ranks)
+        workers = children_of(process.pid, WORKER)
+        out, err = process.communicate(timeout=ENDS_WITHIN_S)
+
+    assert (process.returncode, err) == (0, ""), out
+    figures = json.loads(report.read_text())
+    assert figures.keys() >= KEYS
+    assert (figures["requests"], figures["refused"], figures["leaked_blocks"]) == (60, 0, 0)
+    assert [figures[key] for key in ("digests_equal", "replay_equal", "invariants_ok", "ok")] == [True] * 4
+    assert (figures["mismatches"], figures["open_transfers"], figures["failed_transfers"]) == (0, 0, 0)
+    assert figures["swap_ins"] > 0 < figures["swap_outs"]
+    assert 0 < figures["cross_engine_tokens"] <= figures["host_tokens"]
+    assert figures["bytes_moved"] % (BLOCK_BYTES * ranks) == 0 < figures["bytes_moved"]
+    assert figures["bytes_verified"] % (BLOCK_BYTES * ranks) == 0 < figures["bytes_verified"]
+    assert figures["hit_rate"] > figures["gpu_only_hit_rate"]
+    assert out.count("✓") == 8
+    assert "✗" not in out
+    assert len(workers) == 2 * ranks
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert in_shared_memory(index_name) == set()
+
+
+def test_a_changed_byte_in_the_host_fails_the_demo(
+    tmp_path: Path, documents: list[str], embedded_redis: EmbeddedRedis, index_name: str
+) -> None:
+    """The demo would say ✓ to bytes that are not those that were computed.
+
+    Given somebody who writes into every block of the host pool while all serve
+    Then mismatches are counted, that proof fails, and the exit code is 1.
+    """
+    report, segment = tmp_path / "report.json", SHARED_FOLDER / segment_name(index_name, HOST_POOL, 0)
+    options = [*documents, "--json", str(report), "--url", embedded_redis.url, "--index", index_name]
+
+    with demo(*options) as process:
+        wait_for(lambda: process.poll() is not None or segment.exists())
+        with segment.open("r+b", buffering=0) as memory:
+            while process.poll() is None:
+                for block in range(500):
+                    os.pwrite(memory.fileno(), os.urandom(1), HEADER_BYTES + block * BLOCK_BYTES // 4)
+                time.sleep(0.01)
+        out, _ = process.communicate(timeout=ENDS_WITHIN_S)
+
+    assert process.returncode == 1
+    figures = json.loads(report.read_text())
+    assert figures["mismatches"] > 0
+    assert (figures["ok"], figures["digests_equal"], figures["open_transfers"]) == (False, True, 0)
+    assert "✗ every reused block held its bytes" in out
+    assert out.count("✗") == 1
+    assert not segment.exists()
+
+
 def test_the_report_can_be_piped() -> None:
     """`statecore demo --json - | jq` would choke on tables.
 
     Given JSON on standard output and the embedded server
     Then standard output is JSON and nothing else, and people read the rest on standard error.
     """
-    with demo("--engines", "1", "--requests", "5", "--step-ms", "0", "--json", "-") as process:
+    options = ["--engines", "1", "--requests", "5", "--step-ms", "0", "--host-blocks", "0"]
+    with demo(*options, "--json", "-") as process:
         out, err = process.communicate(timeout=ENDS_WITHIN_S)
 
     figures = json.loads(out)
@@ -110,44 +212,52 @@ def test_the_report_can_be_piped() -> None:
     assert err.count("✓") == 5
 
 
-def test_a_killed_engine_ends_the_demo_at_once() -> None:
-    """The demo would wait for ever for a process that is gone, or leave others behind.
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(ENGINE, "engine-0 (process {}) was ended by SIGKILL"), (WORKER, "(process {}) ended with code -9")],
+)
+def test_a_killed_process_ends_the_demo_at_once(kind: bytes, said: str, index_name: str) -> None:
+    """The demo would wait for ever for a process that is gone, or leave others and their memory behind.
 
-    Given an engine that is killed while all serve
-    Then the command says which and how, in one line, exits with 1, and nothing of it runs on.
+    Given an engine or a worker that is killed while all serve
+    Then the command says which and how, in one line, exits with 1, and nothing of it runs on or stays in memory.
     """
-    with demo("--engines", "2", "--requests", "20000") as process:
-        wait_for(lambda: process.poll() is not None or len(engines_of(process.pid)) == 2)
-        engines = engines_of(process.pid)
+    with demo("--engines", "2", "--step-ms", "500", "--index", index_name) as process:
+        wait_for(lambda: process.poll() is not None or len(children_of(process.pid, WORKER)) == 2)
+        engines, workers = engines_of(process.pid), children_of(process.pid, WORKER)
         time.sleep(1.0)
-        os.kill(engines[0], signal.SIGKILL)
+        killed = (engines if kind == ENGINE else workers)[0]
+        os.kill(killed, signal.SIGKILL)
         _, err = process.communicate(timeout=ENDS_WITHIN_S)
 
     assert process.returncode == 1
-    assert f"engine-0 (process {engines[0]}) was ended by SIGKILL" in err
+    assert said.format(killed) in err
     assert len(err.splitlines()) == 1
-    wait_for(lambda: not Path(f"/proc/{engines[1]}").exists())
+    wait_for(lambda: not any(Path(f"/proc/{one}").exists() for one in (*engines, *workers)))
+    assert in_shared_memory(index_name) == set()
 
 
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="interrupts are ignored here, and inherited"
 )
-def test_ctrl_c_ends_engines_and_server() -> None:
-    """Ctrl-C would leave processes behind, or print a page of tracebacks.
+@pytest.mark.parametrize("kind", [ENGINE, WORKER])
+def test_ctrl_c_ends_everything(kind: bytes, index_name: str) -> None:
+    """Ctrl-C would leave processes or shared memory behind, or print a page of tracebacks.
 
-    Given a demo at work
+    Given a demo that is starting its engines, or its workers
     When its process group is interrupted, as a terminal does
-    Then it says one line, exits with 130, and no engine and no embedded server runs on.
+    Then it says one line, exits with 130, and no engine, no worker, no embedded server and no memory is left.
     """
-    with demo("--engines", "2", "--requests", "20000") as process:
-        wait_for(lambda: process.poll() is not None or len(engines_of(process.pid)) == 2)
-        engines = engines_of(process.pid)
+    with demo("--engines", "2", "--step-ms", "500", "--index", index_name) as process:
+        wait_for(lambda: process.poll() is not None or len(children_of(process.pid, kind)) == 2)
+        children = [*engines_of(process.pid), *children_of(process.pid, WORKER)]
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=ENDS_WITHIN_S)
 
     assert process.returncode == 130
     assert len(err.splitlines()) == 1
-    wait_for(lambda: not any(Path(f"/proc/{engine}").exists() for engine in engines))
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    assert in_shared_memory(index_name) == set()
 
 
 @pytest.mark.parametrize(
@@ -162,6 +272,12 @@ def test_ctrl_c_ends_engines_and_server() -> None:
         (["--block-size", "48"], "does not divide 512"),
         (["--block-size", "0"], "does not divide 512"),
         (["--gpu-blocks", "3"], "--gpu-blocks must be from 4"),
+        (["--host-blocks", "-1"], "--host-blocks must be from 0"),
+        (["--tp", "0"], "--tp must be from 1 to 8, not 0"),
+        (["--block-bytes", "12"], "a multiple of 8"),
+        (["--block-bytes", "0"], "--block-bytes"),
+        (["--block-bytes", "1048576", "--host-blocks", "10000000"], "of /dev/shm, which has"),
+        (["--watermarks", "30", "20"], "free_low 30 percent is above free_high 20"),
         (["--trace", "/nowhere/trace.jsonl"], "/nowhere/trace.jsonl"),
         (["--json", "/nowhere/r.json"], "/nowhere/r.json"),
         (["--url", "memory://"], "cannot be shared by processes"),

@@ -8,8 +8,10 @@ from events import connect
 from ops.demo import drive as driving
 from ops.demo.drive import Starved, drive
 from ops.demo.measured import MeasuredConnection
+from ops.demo.plan import Outcome
 from ops.demo.private import serve_privately
-from ops.demo.scheduler import Limits, Outcome, Scheduler
+from ops.demo.scheduler import Scheduler
+from ops.demo.tally import Limits
 from ops.trace import generate
 from statecore import CacheIndex
 from tests.demo.trace_requests import BLOCK, numbered, request

@@ -37,7 +37,7 @@ def ended(connection: LogConnection) -> CacheIndex:
 
 def test_a_sound_run_passes_every_proof(connection: LogConnection, ended: CacheIndex) -> None:
     """Users would be told that their index is broken when it is not."""
-    replayed = replay(connection.log("i"), "g")
+    replayed = replay(connection.log("i"))
 
     assert [
         proof.claim for proof in proofs([Replicated(ended.position, ended.digest())], replayed) if not proof.holds
@@ -62,7 +62,7 @@ def test_a_broken_run_fails_its_proof(
 ) -> None:
     """The demo would say ✓ to a broken index."""
     assert callable(change)
-    replayed = cast("Replay", change(replay(connection.log("i"), "g")))
+    replayed = cast("Replay", change(replay(connection.log("i"))))
 
     failed = [
         proof.claim for proof in proofs([Replicated(ended.position, ended.digest())], replayed) if not proof.holds
@@ -75,7 +75,7 @@ def test_replicas_that_differ_fail_the_proof(connection: LogConnection, ended: C
     """Engines could drift apart unnoticed."""
     mine = Replicated(ended.position, ended.digest())
 
-    shown = proofs([mine, Replicated(ended.position, "f" * 32)], replay(connection.log("i"), "g"))
+    shown = proofs([mine, Replicated(ended.position, "f" * 32)], replay(connection.log("i")))
 
     assert [proof.claim for proof in shown if not proof.holds] == [
         "all engines hold one state",
@@ -91,4 +91,4 @@ def test_a_log_that_lost_an_entry_is_not_replayed(connection: LogConnection, end
     del backend.transport("i")._records[3]
 
     with pytest.raises(CorruptState, match="position 5"):
-        replay(connection.log("i"), "g")
+        replay(connection.log("i"))

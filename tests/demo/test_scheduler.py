@@ -12,7 +12,9 @@ from events.facts import PrefixMatched
 from events.log import LogConnection
 from events.ports import AppendReply, Base, Commit
 from ops.demo.measured import MeasuredConnection, MeasuredLog
-from ops.demo.scheduler import STALLS_MAX, Limits, Outcome, Scheduler, Tally
+from ops.demo.plan import Outcome
+from ops.demo.scheduler import STALLS_MAX, Scheduler
+from ops.demo.tally import Limits, Tally
 from ops.trace import TraceRequest, block_hashes, generate
 from statecore import CacheIndex
 from statecore.invariants import leaked_blocks, violations

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ops.demo import tiers as sizing
+from ops.demo.tiers import BLOCK_BYTES_DEFAULT, BLOCK_BYTES_LEAST, MEMORY_DEFAULT, Tiers, tiers
 from ops.demo.workload import Workload, WorkloadError, workload
 from ops.trace import generate, write_trace
+from statecore import Policy
 
 
 def chosen(
@@ -16,9 +19,16 @@ def chosen(
     engines: int = 4,
     block_size: int = 64,
     gpu_blocks: int | None = None,
+    host_blocks: int | None = None,
 ) -> Workload:
     return workload(
-        trace=trace, seed=0, requests=requests, engines=engines, block_size=block_size, gpu_blocks=gpu_blocks
+        trace=trace,
+        seed=0,
+        requests=requests,
+        engines=engines,
+        block_size=block_size,
+        gpu_blocks=gpu_blocks,
+        host_blocks=host_blocks,
     )
 
 
@@ -46,6 +56,50 @@ def test_the_default_pool_is_smaller_than_what_the_prompts_hold() -> None:
     work = chosen(requests=1000)
 
     assert work.gpu_blocks * 3 < sum(request.input_tokens for request in work.requests) // 64
+
+
+def test_one_tier_has_one_pool_and_two_have_one_each() -> None:
+    """The comparison would be between different amounts of memory."""
+    one, two = chosen(host_blocks=0, gpu_blocks=4000), chosen(host_blocks=9000, gpu_blocks=4000)
+
+    assert (one.two_tiers, one.pool_blocks(4)) == (False, 4000)
+    assert (two.two_tiers, two.pool_blocks(4)) == (True, 1000)
+
+
+def test_the_host_pool_is_larger_than_the_gpu_pools_but_not_endless() -> None:
+    """The default demo would show no host eviction, or nothing that comes back."""
+    work = chosen(requests=1000)
+
+    assert work.gpu_blocks < work.host_blocks < sum(request.input_tokens for request in work.requests) // 64
+
+
+def in_memory(monkeypatch: pytest.MonkeyPatch, free: int, block_bytes: int | None = None, ranks: int = 1) -> Tiers:
+    monkeypatch.setattr(sizing, "free_bytes", lambda: free)
+    work = chosen(gpu_blocks=20_000, host_blocks=60_000)
+    return tiers(work, engines=4, ranks=ranks, block_bytes=block_bytes, policy=Policy())
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize(("free", "least"), [(1 << 40, 1024), (512 << 20, 512), (100 << 20, BLOCK_BYTES_LEAST)])
+def test_blocks_are_as_large_as_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, free: int, least: int, ranks: int
+) -> None:
+    """`make demo` would fail in a container whose /dev/shm is small, or take all of a large one."""
+    found = in_memory(monkeypatch, free, ranks=ranks)
+
+    assert BLOCK_BYTES_LEAST <= found.layout.bytes_per_block <= BLOCK_BYTES_DEFAULT
+    assert found.layout.bytes_per_block >= least // ranks
+    assert found.memory_bytes(4) <= min(free, MEMORY_DEFAULT)
+    assert found.block_bytes == ranks * found.layout.bytes_per_block
+
+
+@pytest.mark.parametrize(("free", "block_bytes"), [(1 << 30, 1 << 16), (1 << 20, None)])
+def test_memory_that_does_not_suffice_is_said_in_numbers(
+    monkeypatch: pytest.MonkeyPatch, free: int, block_bytes: int | None
+) -> None:
+    """The first process would be killed in the middle of the run, or a person be told of a system call."""
+    with pytest.raises(WorkloadError, match=r"20,000 GPU and 60,000 host blocks .* need .* of /dev/shm, which has"):
+        in_memory(monkeypatch, free, block_bytes)
 
 
 def test_a_trace_is_read_and_cut(tmp_path: Path) -> None:
