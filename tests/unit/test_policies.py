@@ -55,7 +55,7 @@ def test_watermarks_in_order() -> None:
 
 def test_watermarks_of_numpy() -> None:
     """A number the door lets in ends in an error that is none of ours, and an index that is in doubt."""
-    policy = Policy(free_low=np.int64(10), free_high=np.int64(20))  # type: ignore[arg-type]
+    policy = Policy(free_low=np.int64(10), free_high=np.int64(20))
     CacheIndex(connect("memory://"), name="i", engine="a", gpu_blocks=4, cpu_blocks=4, policy=policy)
 
 
