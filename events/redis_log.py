@@ -143,7 +143,7 @@ class RedisBackend:
         pattern = keys.IndexKeys.of("_").head.replace("_", "*")
         before, after = pattern.split("*")
         try:
-            heads = list(self._client.scan_iter(match=pattern, count=1000))
+            heads = list(self._client.scan_iter(match=pattern, count=1000, _type="hash"))
             found = [key.decode() for key in heads if self._client.hexists(key, keys.HEAD_POSITION)]
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error

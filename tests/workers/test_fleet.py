@@ -202,7 +202,7 @@ def test_memory_that_is_gone_fails_the_transfer_and_not_the_worker(fleet: Fleet)
     """Otherwise an engine whose worker cannot open the memory would wait for ever (E-12).
 
     Given the host pool's memory is missing on one rank, when a swap-out starts, then it fails with that rank and the
-    reason; when the memory is back, the same workers do the next one.
+    reason, and the blocks are dropped next time; when the memory is back, the same workers do the next one.
     """
     engine = fleet.engine("e0")
     fleet.stores[1].unlink("cpu:host")
@@ -214,5 +214,7 @@ def test_memory_that_is_gone_fails_the_transfer_and_not_the_worker(fleet: Fleet)
     assert state.reason.startswith("rank 1: pool 'cpu:host': there is no shared memory")
 
     fleet.stores[1].create("cpu:host", "cpu", HOST_LAYOUT)
-    (again,) = engine.allocate("next", GPU_BLOCKS).waits_for
+    assert len(engine.allocate("next", GPU_BLOCKS).blocks) == GPU_BLOCKS
+    engine.release("next")
+    _, again = swap_out(fleet, engine, "b")
     assert engine.wait(again, WAIT_S).done
