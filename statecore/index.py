@@ -96,6 +96,7 @@ class CacheIndex(IndexView):
             raise InvalidInput(f"gpu_pool and cpu_pool are both {self.gpu_pool!r}; they are two memories")
         if policy is not None and not isinstance(policy, Policy):
             raise InvalidInput(f"policy is a statecore.Policy, not {door.shown(policy)}")
+        self._connection = connection  # an embedded server lives as long as somebody holds its connection
         self._log = connection.log(name, follow=follow)
         join = commands.Join(
             engine=engine,

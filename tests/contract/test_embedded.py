@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from events.embedded import EmbeddedRedis
 from events.errors import InvalidInput, Unavailable
 from events.log import LogConnection
 from events.ports import Appended, Base
+from statecore import CacheIndex
 from tests.contract.commits import BIRTH, client_of, commit, filled, ids
 from tests.contract.test_read import until
 
@@ -359,3 +361,14 @@ def test_closing_twice(tmp_path: Path) -> None:
         connection.close()
 
     connection.close()
+
+
+def test_an_index_keeps_its_server() -> None:
+    """Otherwise the quick start of the README loses its server as soon as the connection is collected.
+
+    Given an index whose connection nobody else holds, when garbage is collected, then the index goes on.
+    """
+    with CacheIndex(connect("embedded://"), name="i", engine="e", gpu_blocks=4) as index:
+        gc.collect()
+        index.match("r", list(range(10)))
+        assert index.requests() == ("r",)
