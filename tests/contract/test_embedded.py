@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -368,7 +369,13 @@ def test_an_index_keeps_its_server() -> None:
 
     Given an index whose connection nobody else holds, when garbage is collected, then the index goes on.
     """
-    with CacheIndex(connect("embedded://"), name="i", engine="e", gpu_blocks=4) as index:
+    connection = connect("embedded://")
+    held = weakref.ref(connection)
+    with CacheIndex(connection, name="i", engine="e", gpu_blocks=4) as index:
+        del connection
         gc.collect()
         index.match("r", list(range(10)))
         assert index.requests() == ("r",)
+    left = held()
+    assert left is not None
+    left.close()
