@@ -21,8 +21,10 @@ from typing import Final, TypeAlias
 
 import attrs
 
-SCHEMA: Final = 1
-"""Number of the schema the facts below make up. An entry with a higher one is refused (`NewerSchema`)."""
+SCHEMA: Final = 2
+"""Number of the schema the facts below make up. An entry with a higher one is refused (`NewerSchema`).
+
+2: pools change size, serving pauses, caches are cleared, prefill sends to decode. What 1 had is as it was."""
 
 BlockRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Block ids as `((start, count), …)`, in token order; neighbours that continue each other are merged."""
@@ -50,6 +52,14 @@ class PoolAdded:
 
     pool: str
     tier: str
+    blocks: int
+
+
+@attrs.frozen(slots=True)
+class PoolResized:
+    """A pool has `blocks` blocks from now on. Of those it lost, none was in use; what they cached was evicted before."""
+
+    pool: str
     blocks: int
 
 
@@ -224,9 +234,61 @@ class TransferCancelled:
     reason: str
 
 
+@attrs.frozen(slots=True)
+class SendStarted:
+    """A prefill engine hands a request over: bytes go from its blocks to blocks of a decode engine, pairwise in order.
+
+    Both keep their blocks: the sender must not free its own before the end; what the receiver frees stays in quarantine
+    until every rank has reported. Ends with `TransferFinished` or `TransferCancelled`. The job goes out in the same commit.
+
+    Attributes:
+        transfer: id, from the same numbers as `TransferStarted`.
+        engine, request: who sends, and what the sender's scheduler calls it.
+        receiver: the engine that goes on with the request.
+    """
+
+    transfer: str
+    engine: str
+    request: str
+    receiver: str
+    source: str
+    source_blocks: BlockRanges
+    destination: str
+    destination_blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class ServicePaused:
+    """No request may begin, in any engine, until `ServiceResumed`; those that live go on. `engine` asked for it."""
+
+    engine: str
+    reason: str
+
+
+@attrs.frozen(slots=True)
+class ServiceResumed:
+    """Requests may begin again."""
+
+    engine: str
+    reason: str
+
+
+@attrs.frozen(slots=True)
+class CacheCleared:
+    """All that was cached is forgotten, in every pool: the weights have changed, or an operator asked.
+
+    No request lived. Transfers under way are cancelled by it: their late results are ignored, and the blocks a worker may
+    still write stay in quarantine until every rank has reported.
+    """
+
+    engine: str
+    reason: str
+
+
 Fact: TypeAlias = (
     IndexCreated
     | PoolAdded
+    | PoolResized
     | PolicyChosen
     | EngineJoined
     | EngineLeft
@@ -241,11 +303,16 @@ Fact: TypeAlias = (
     | TransferStarted
     | TransferFinished
     | TransferCancelled
+    | SendStarted
+    | ServicePaused
+    | ServiceResumed
+    | CacheCleared
 )
 
 FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     IndexCreated,
     PoolAdded,
+    PoolResized,
     PolicyChosen,
     EngineJoined,
     EngineLeft,
@@ -260,4 +327,8 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     TransferStarted,
     TransferFinished,
     TransferCancelled,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
+    CacheCleared,
 )

@@ -1,7 +1,7 @@
 """Fetching entries in the background, so that a scheduler step usually starts fresh and commits in one round trip.
 
-Owns one thread and one connection that block on XREAD. It only fills a queue, unread, and pauses after each fetch so that
-a busy log costs its engine few thread switches; the replica applies entries when its
+Owns one thread and one connection that block on XREAD. It only fills a queue, unread, and rests after each fetch, unless
+somebody waits for news, so that a busy log costs its engine few thread switches; the replica applies entries when its
 engine calls it. Losing the connection loses nothing: the follower reads on from where it was, and whoever needs an
 entry that has not arrived reads it from the log.
 """
@@ -30,6 +30,7 @@ class RedisFollower:
         self._queue: deque[tuple[bytes, Any]] = deque()
         self._stopped = threading.Event()
         self._fetched = threading.Condition()
+        self._waiting = 0
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {log_key}", daemon=True)
         self._thread.start()
@@ -43,7 +44,12 @@ class RedisFollower:
 
     def wait(self, after: int, timeout_s: float) -> None:
         with self._fetched:
-            self._fetched.wait_for(lambda: self._after > after or self._failure is not None, timeout_s)
+            self._waiting += 1
+            self._fetched.notify_all()  # the thread may be resting
+            try:
+                self._fetched.wait_for(lambda: self._after > after or self._failure is not None, timeout_s)
+            finally:
+                self._waiting -= 1
 
     def close(self) -> None:
         """Ask the thread to stop. It ends with its current blocking read, which `FOLLOW_BLOCK_S` bounds."""
@@ -79,7 +85,8 @@ class RedisFollower:
                 self._queue.extend(entries)
                 self._after = position_in(entries[-1][0])
                 self._fetched.notify_all()
-        self._stopped.wait(limits.FOLLOW_PAUSE_S)
+        with self._fetched:
+            self._fetched.wait_for(lambda: self._waiting or self._stopped.is_set(), limits.FOLLOW_PAUSE_S)
 
 
 def _entries_of(streams: Any) -> list[list[tuple[bytes, Any]]]:

@@ -79,6 +79,11 @@ def pool_scope(pool: str) -> str:
     return f"pool:{pool}"
 
 
+def leaving_scope(pool: str) -> str:
+    """Field of `head` that holds the position of the last finish that may have taken a copy out of this pool."""
+    return f"leaving:{pool}"
+
+
 def engine_scope(engine: str) -> str:
     """Field of `head` for an engine: engines count as pools in the conflict check."""
     return f"engine:{engine}"

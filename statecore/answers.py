@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import attrs
 
-from events.facts import BlocksAllocated, CopyEvicted, Fact, PathExtended
+from events.facts import BlocksAllocated, CopyEvicted, Fact, PathExtended, SendStarted, TransferStarted
 from statecore import ranges
-from statecore.results import Allocation, Extension, Match
-from statecore.state import State, request_table
+from statecore.results import Allocation, Extension, Handover, Match, Room
+from statecore.state import GPU, State, request_table
 from statecore.tiers import transfers_of
 from statecore.tree import path_nodes
 
@@ -47,6 +47,17 @@ class Answers:
                 answer.blocks = ranges.ids(fact.blocks)
         waiting = () if answer.blocks else transfers_of(state, self.gpu_pool)
         answer.waits_for = tuple(transfer.id for transfer in waiting)
+
+    def room(self, state: State, facts: Sequence[Fact], answer: Room) -> None:
+        started = [fact for fact in facts if isinstance(fact, TransferStarted)]
+        name = self.gpu_pool if answer.tier == GPU else state.engines[self.engine].cpu_pool
+        evicted = [fact.blocks for fact in facts if isinstance(fact, CopyEvicted) and fact.pool == name]
+        answer.evicted = sum(map(ranges.count, evicted))
+        answer.leaving = sum(ranges.count(fact.source_blocks) for fact in started)
+        answer.waits_for = tuple(fact.transfer for fact in started)
+
+    def handover(self, _state: State, facts: Sequence[Fact], answer: Handover) -> None:
+        answer.transfer = next(fact.transfer for fact in facts if isinstance(fact, SendStarted))
 
     def extension(self, state: State, facts: Sequence[Fact], answer: Extension) -> None:
         answer.path_blocks = state.engines[self.engine].requests[answer.request].path_blocks

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import attrs
 
 from events.facts import BlockRanges, PolicyChosen
+from statecore.state import GPU
 
 
 @attrs.frozen(slots=True)
@@ -17,6 +18,7 @@ class Join:
         gpu_blocks: size of the GPU pool; None to join a pool that must exist.
         cpu_pool, cpu_blocks: the same for the host pool; no host tier if `cpu_pool` is None.
         policy: write policy and watermarks; None to take what the index has.
+        first_policy: what an index without a policy gets with its first host pool.
     """
 
     engine: str
@@ -28,6 +30,7 @@ class Join:
     cpu_pool: str | None = None
     cpu_blocks: int | None = None
     policy: PolicyChosen | None = None
+    first_policy: PolicyChosen | None = None
 
 
 @attrs.frozen(slots=True)
@@ -77,12 +80,39 @@ class Allocate:
 
 
 @attrs.frozen(slots=True)
+class AllocateHost:
+    """Give `blocks` blocks of the engine's host pool to the engine itself. May evict."""
+
+    engine: str
+    blocks: int
+
+
+@attrs.frozen(slots=True)
+class Adopt:
+    """Blocks the engine itself holds become private blocks of a request, after those it has, in the order given."""
+
+    engine: str
+    request: str
+    blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class MakeRoom:
+    """Evict until `blocks` blocks of a pool of the engine's are free or on their way out, or as many as can be."""
+
+    engine: str
+    tier: str
+    blocks: int
+
+
+@attrs.frozen(slots=True)
 class Recycle:
-    """Give private blocks back without ending the request."""
+    """Give private blocks back without ending the request, or blocks of the engine's own, in the tier named."""
 
     engine: str
     request: str | None
     blocks: BlockRanges
+    tier: str = GPU
 
 
 @attrs.frozen(slots=True)
@@ -111,4 +141,67 @@ class Release:
     request: str
 
 
-Command: TypeAlias = Join | Leave | Match | BringIn | CancelTransfer | Allocate | Recycle | Extend | MarkReady | Release
+@attrs.frozen(slots=True)
+class Send:
+    """Hand a request over: copy `source` (blocks of the request, or the engine's own) to `destination` (the receiver's)."""
+
+    engine: str
+    request: str
+    source: BlockRanges
+    receiver: str
+    destination: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class Resize:
+    """Give a pool of the engine's another size."""
+
+    engine: str
+    tier: str
+    blocks: int
+
+
+@attrs.frozen(slots=True)
+class Pause:
+    """Let no request begin, anywhere."""
+
+    engine: str
+    reason: str
+
+
+@attrs.frozen(slots=True)
+class Resume:
+    """Let requests begin again."""
+
+    engine: str
+    reason: str
+
+
+@attrs.frozen(slots=True)
+class Clear:
+    """Forget all that is cached, in every pool."""
+
+    engine: str
+    reason: str
+
+
+Command: TypeAlias = (
+    Join
+    | Leave
+    | Match
+    | BringIn
+    | CancelTransfer
+    | Allocate
+    | AllocateHost
+    | Adopt
+    | MakeRoom
+    | Recycle
+    | Extend
+    | MarkReady
+    | Release
+    | Send
+    | Resize
+    | Pause
+    | Resume
+    | Clear
+)

@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from statecore.sends import Send
 from statecore.state import Engine, Node, Pool, State, Transfer
 
 _DIGEST_BYTES: Final = 16
@@ -22,7 +23,9 @@ def digest(state: State) -> str:
     hasher.update(
         orjson.dumps(
             [state.block_size, state.hash_scheme, state.position, state.last_commit_id, state.next_node]
-            + [state.write_policy, state.free_low, state.free_high, state.ignored_finishes]
+            + [state.write_policy, state.free_low, state.free_high, state.policy_chosen, state.ignored_finishes]
+            + [state.paused_by, state.paused_for, state.clears]
+            + [_send(state.sends[name]) for name in sorted(state.sends)]
             + [_transfer(state.transfers[name]) for name in sorted(state.transfers)]
             + [_pool(state.pools[name]) for name in sorted(state.pools)]
             + [_engine(state.engines[name]) for name in sorted(state.engines)]
@@ -41,7 +44,7 @@ def _pool(pool: Pool) -> list[object]:
 
 
 def _transfer(transfer: Transfer) -> list[object]:
-    place = [transfer.node.id, transfer.start, transfer.end]
+    place = [None if transfer.cancelled else transfer.node.id, transfer.start, transfer.end]
     end = [transfer.cancelled, transfer.quarantine]
     return [
         transfer.id,
@@ -55,9 +58,13 @@ def _transfer(transfer: Transfer) -> list[object]:
     ]
 
 
+def _send(send: Send) -> list[object]:
+    ends = [send.source, send.source_blocks, send.destination, send.destination_blocks]
+    return [send.id, send.engine, send.request, send.receiver, send.ranks, ends, send.cancelled, send.quarantine]
+
+
 def _engine(engine: Engine) -> list[object]:
-    counters = [engine.requests_seen, engine.requests_hit, engine.prompt_tokens, engine.matched_tokens]
-    counters += [engine.host_tokens, engine.transfers]
+    counters = [engine.counters, engine.window, engine.transfers]
     held = [[pool, list(engine.held[pool])] for pool in sorted(engine.held) if engine.held[pool].total]
     requests = [
         [request.id, request.leaf.id, request.private, request.duplicates, request.matched]

@@ -14,6 +14,7 @@ from events.facts import (
     BLOCK_HASH_BYTES,
     BlocksAllocated,
     BlocksRecycled,
+    CacheCleared,
     CopyEvicted,
     EngineJoined,
     EngineLeft,
@@ -24,15 +25,30 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolResized,
     PrefixMatched,
     RequestReleased,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
     TransferFinished,
     TransferStarted,
 )
-from statecore import ranges, transfers, tree
+from statecore import ranges, sends, service, transfers, tree
 from statecore.blockset import BlockSet
-from statecore.state import TIERS, WRITE_POLICIES, Copy, Engine, Node, Pool, Request, State, private_ranges
+from statecore.state import (
+    COUNTING_WINDOW,
+    TIERS,
+    WRITE_POLICIES,
+    Copy,
+    Engine,
+    Node,
+    Pool,
+    Request,
+    State,
+    private_ranges,
+)
 
 _SHOWN: Final = 300
 """Characters of a fact in an error: it may hold thousands of block ranges."""
@@ -80,6 +96,7 @@ def _policy_chosen(state: State, fact: PolicyChosen) -> None:
     state.journal.set(state, "write_policy", fact.write)
     state.journal.set(state, "free_low", fact.free_low)
     state.journal.set(state, "free_high", fact.free_high)
+    state.journal.set(state, "policy_chosen", True)
 
 
 # --- engines --------------------------------------------------------------------------------------------------------
@@ -111,11 +128,14 @@ def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
     engine = _alive(state, fact.engine)
     if fact.session != engine.session:
         raise CorruptState(f"session {fact.session} ends, {engine.session} is alive")
+    for send in state.sends.values():
+        if engine.name in (send.engine, send.receiver) and not send.cancelled:
+            raise CorruptState(f"a session ends while send {send.id!r} of its goes on")
     for request_id in sorted(engine.requests):
         _end_request(state, engine, engine.requests[request_id])
     for pool, held in engine.held.items():
         blocks = tuple(held)
-        _free(state, state.pools[pool], blocks)
+        sends.give_back(state, state.pools[pool], blocks)
         state.journal.call(held.remove, held.add, blocks)
     state.journal.set(engine, "alive", False)
 
@@ -125,6 +145,8 @@ def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:
 
 def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
     engine, journal = _alive(state, fact.engine), state.journal
+    if state.paused_by is not None:
+        raise CorruptState(f"request {fact.request!r} begins while service is paused")
     if fact.prompt_tokens < fact.depth * state.block_size or not fact.request:
         raise CorruptState(f"request {fact.request!r} of {fact.prompt_tokens} tokens begins with {fact.depth} blocks")
     if fact.request in engine.requests:
@@ -141,6 +163,8 @@ def _prefix_matched(state: State, fact: PrefixMatched) -> Node:
     if fact.depth:
         journal.set(engine, "requests_hit", engine.requests_hit + 1)
         journal.set(engine, "matched_tokens", engine.matched_tokens + fact.depth * state.block_size)
+    if engine.requests_seen % COUNTING_WINDOW == 0:
+        journal.set(engine, "window", engine.counters)
     return leaf
 
 
@@ -172,7 +196,7 @@ def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
         if gone != ranges.count(fact.blocks):
             raise CorruptState("blocks are recycled that the request does not have")
         journal.set(request, "private", left)
-    _free(state, pool, fact.blocks)
+    sends.give_back(state, pool, fact.blocks)
 
 
 def _path_extended(state: State, fact: PathExtended) -> Node:
@@ -257,7 +281,7 @@ def _end_request(state: State, engine: Engine, request: Request) -> tuple[tuple[
     pool = state.pools[engine.gpu_pool]
     tree.unpin(state, pool, request.leaf)
     freed = ranges.join(tree.drop_unfinished(state, pool, request.leaf), private_ranges(request))
-    _free(state, pool, freed)
+    sends.give_back(state, pool, freed)
     state.journal.drop(engine.requests, request.id)
     return freed
 
@@ -286,6 +310,7 @@ def _alive(state: State, name: str) -> Engine:
 _EVOLVE: Final[dict[type, Callable[[State, Any], Node | None]]] = {
     IndexCreated: _index_created,
     PoolAdded: _pool_added,
+    PoolResized: service.pool_resized,
     PolicyChosen: _policy_chosen,
     EngineJoined: _engine_joined,
     EngineLeft: _engine_gone,
@@ -300,4 +325,8 @@ _EVOLVE: Final[dict[type, Callable[[State, Any], Node | None]]] = {
     TransferStarted: transfers.started,
     TransferFinished: transfers.finished,
     TransferCancelled: transfers.cancelled,
+    SendStarted: sends.started,
+    ServicePaused: service.paused,
+    ServiceResumed: service.resumed,
+    CacheCleared: service.cleared,
 }

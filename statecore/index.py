@@ -27,8 +27,9 @@ from statecore.policy import Policy
 from statecore.rejections import UnknownRequest
 from statecore.results import Allocation, Extension, Match, TransferState
 from statecore.session import Session
+from statecore.state import GPU
 from statecore.step import Step
-from statecore.view import IndexView
+from statecore.upkeep import IndexUpkeep
 
 T = TypeVar("T")
 
@@ -36,10 +37,11 @@ _TOKENS_MAX = BLOCK_SIZE_MAX * POOL_BLOCKS_MAX
 _TENSOR_PARALLEL_MAX = 1024
 
 
-class CacheIndex(IndexView):
+class CacheIndex(IndexUpkeep):
     """One engine's door to a shared KV-cache index.
 
-    Read-only questions are in `IndexView`; errors are in `statecore.rejections` and `events.errors`.
+    Read-only questions are in `IndexView`, pools and pauses in `IndexUpkeep`, errors in `statecore.rejections` and
+    `events.errors`.
     """
 
     def __init__(  # noqa: PLR0913 - every setting of an engine, by keyword; most have a default
@@ -71,7 +73,7 @@ class CacheIndex(IndexView):
             cpu_blocks: number of blocks of the host pool, shared by all engines that name it; 0 or None without
                 `cpu_pool`: no second tier.
             cpu_pool: name of the host pool; default "cpu:host" where `cpu_blocks` is given. `cpu_blocks` None: it exists.
-            policy: when copies go to the host; default: what the index has, `Policy()` for a new one.
+            policy: when copies go to the host; default: what the index has; `Policy()` where nobody chose one.
             follow: fetch others' commits in the background, on a connection of its own.
 
         Raises:
@@ -108,6 +110,7 @@ class CacheIndex(IndexView):
             cpu_pool=self.cpu_pool,
             cpu_blocks=cpu_blocks or None,
             policy=None if policy is None else policy.fact,
+            first_policy=Policy().fact,
         )
         self._session = Session(self._log, join)
         self._answers = Answers(engine, self.gpu_pool)
@@ -179,16 +182,17 @@ class CacheIndex(IndexView):
             commands.Allocate(self.engine, request, count), Allocation(request), self._answers.allocation
         )
 
-    def recycle(self, request: str | None, blocks: Iterable[int]) -> None:
+    def recycle(self, request: str | None, blocks: Iterable[int], *, tier: str = GPU) -> None:
         """Give private blocks back before the request ends: ids that `allocate` gave and `extend` has not taken.
 
         Raises:
             ForeignBlocks: one of them is not private to the request; nothing is freed then.
+            Sending: a send still reads one of them.
         """
         if request is not None:
             door.request_id(request)
         given = door.block_ids(blocks, POOL_BLOCKS_MAX)
-        self._session.perform(commands.Recycle(self.engine, request, given), None, no_answer)
+        self._session.perform(commands.Recycle(self.engine, request, given, self._tier(tier)), None, no_answer)
 
     def extend(
         self,
@@ -257,6 +261,13 @@ class CacheIndex(IndexView):
         with self._session.step_of_one() as step:
             self._session.perform(commands.Release(self.engine, request), None, no_answer)
             self._remember(step, request, None)
+
+    def known_tokens(self, request: str) -> int:
+        """How many tokens of a request's sequence the index has been given; `extend` goes on after them."""
+        known = self._sequences.get(door.request_id(request))
+        if known is None:
+            raise UnknownRequest(self.engine, request)
+        return len(known) // BLOCK_HASH_BYTES * self.block_size if isinstance(known, bytes) else known.length
 
     # --- transfers --------------------------------------------------------------------------------------------------
 

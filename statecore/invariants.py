@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 
 from events.facts import BLOCK_HASH_BYTES
 from statecore import ranges
+from statecore.sends import Send, not_owned
 from statecore.state import GPU, ROOT_ID, Copy, Engine, Node, Pool, State, Transfer, private_ranges, request_table
 
 
@@ -28,6 +29,8 @@ def violations(state: State) -> list[str]:
         found += _engine(engine)
     for transfer in state.transfers.values():
         found += _transfer(transfer)
+    for send in state.sends.values():
+        found += _send(state, send)
     return found
 
 
@@ -51,6 +54,7 @@ def leaked_blocks(state: State) -> int:
             for transfer in state.transfers.values()
             if transfer.destination == pool.name
         )
+        owned += sum(ranges.count(send.quarantine) for send in state.sends.values() if send.destination == pool.name)
         leaked += pool.blocks - owned
     return leaked
 
@@ -138,6 +142,20 @@ def _transfer(transfer: Transfer) -> list[str]:
             found.append(f"{where} reads node {node.id}, which is not ready")
         if destination is None or destination.filling != transfer.id:
             found.append(f"{where} does not fill node {node.id}")
+    return found
+
+
+def _send(state: State, send: Send) -> list[str]:
+    """Nobody else may get what it reads while it counts, nor what it writes until it has ended."""
+    found = []
+    where = f"send {send.id!r}"
+    for owner, blocks, matters in (
+        (send.engine, send.source_blocks, not send.cancelled),
+        (send.receiver, ranges.without(send.destination_blocks, set(ranges.ids(send.quarantine))), True),
+    ):
+        engine = state.engines.get(owner)
+        if matters and (engine is None or (lost := not_owned(engine, blocks))):
+            found.append(f"{where}: blocks {blocks if engine is None else lost} are not engine {owner!r}'s")
     return found
 
 
@@ -233,6 +251,9 @@ def _owners(state: State, pool: Pool) -> dict[str, list[tuple[int, int]]]:
     for transfer in state.transfers.values():
         if transfer.destination == pool.name:
             owners[f"transfer {transfer.id!r}"] += transfer.quarantine
+    for send in state.sends.values():
+        if send.destination == pool.name:
+            owners[f"send {send.id!r}"] += send.quarantine
     return owners
 
 

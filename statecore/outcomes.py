@@ -1,24 +1,28 @@
 """What became of transfers: remembered for those who ask after the state has forgotten them.
 
-Owns a bounded memory of finished and cancelled transfers, in the order they ended, fed with every entry a session applies.
+Owns a bounded memory of finished and cancelled transfers, in the order they ended, and of which request was sent by which,
+fed with every entry a session applies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from events.facts import Fact, TransferCancelled, TransferFinished
+from events.facts import Fact, SendStarted, TransferCancelled, TransferFinished
 from events.limits import OUTCOMES_MAX
-from statecore.results import CANCELLED, DONE, FAILED, TransferState
+from statecore.rejections import UnknownTransfer
+from statecore.replica import Replica
+from statecore.results import CANCELLED, DONE, FAILED, UNDER_WAY, TransferState
 
 
 class Outcomes:
     """Ended transfers by id; the oldest are forgotten first."""
 
-    __slots__ = ("_ended",)
+    __slots__ = ("_ended", "_sent")
 
     def __init__(self) -> None:
         self._ended: dict[str, TransferState] = {}
+        self._sent: dict[tuple[str, str], str] = {}
 
     def note(self, facts: Iterable[Fact]) -> None:
         for fact in facts:
@@ -26,6 +30,24 @@ class Outcomes:
                 self._end(TransferState(fact.transfer, CANCELLED, fact.reason))
             elif isinstance(fact, TransferFinished):
                 self._end(TransferState(fact.transfer, DONE if fact.ok else FAILED, fact.reason))
+            elif isinstance(fact, SendStarted):
+                self._sent.pop((fact.receiver, fact.request), None)
+                self._sent[fact.receiver, fact.request] = fact.transfer
+                if len(self._sent) > OUTCOMES_MAX:
+                    del self._sent[next(iter(self._sent))]
+
+    def of(self, transfer: str, replica: Replica) -> TransferState:
+        """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
+        ended = self._ended.get(transfer)
+        if ended is not None:
+            return ended
+        if replica.moves(transfer):
+            return TransferState(transfer, UNDER_WAY)
+        raise UnknownTransfer(transfer)
+
+    def sent(self, receiver: str, request: str) -> str | None:
+        """The last transfer by which a request was sent to an engine."""
+        return self._sent.get((receiver, request))
 
     def get(self, transfer: str) -> TransferState | None:
         return self._ended.get(transfer)

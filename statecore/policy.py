@@ -26,8 +26,8 @@ class Policy:
     """
 
     write: str = WRITE_BACK
-    free_low: int = attrs.field(default=0, converter=_percent)
-    free_high: int = attrs.field(default=0, converter=_percent)
+    free_low: int = attrs.field(default=10, converter=_percent)
+    free_high: int = attrs.field(default=20, converter=_percent)
 
     def __attrs_post_init__(self) -> None:
         if self.write not in WRITE_POLICIES:

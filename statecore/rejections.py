@@ -47,7 +47,9 @@ class NeverFits(Rejection):
 
 
 @attrs.define(slots=False)
-class UnknownRequest(Rejection):
+class UnknownRequest(Rejection, KeyError):
+    """A `KeyError` as well: that is what FastDeploy's scheduler knows."""
+
     engine: str
     request: str
 
@@ -182,6 +184,54 @@ class DifferentIndex(Rejection):
 
     def __str__(self) -> str:
         return f"the index has {self.what} {self.recorded}, this engine asks for {self.given}; use the same or another name"
+
+
+@attrs.define(slots=False)
+class Paused(Rejection):
+    """No request may begin now: the index is being cleared, or its weights changed."""
+
+    by: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"serving is paused by engine {self.by!r} ({self.reason}); try again when it has resumed"
+
+
+@attrs.define(slots=False)
+class InUse(Rejection):
+    """What should go is in use. `holders` says by whom, with the number of blocks or requests."""
+
+    what: str
+    holders: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f" and {len(self.holders) - 8} more" if len(self.holders) > 8 else ""
+        return f"{self.what} is in use by {', '.join(self.holders[:8])}{more}; end these first"
+
+
+@attrs.define(slots=False)
+class Sending(Rejection):
+    """Blocks that a send is still reading must not be freed: its receiver would decode from somebody else's bytes."""
+
+    transfer: str
+    receiver: str
+
+    def __str__(self) -> str:
+        return (
+            f"transfer {self.transfer!r} is still sending these blocks to engine {self.receiver!r}; "
+            "wait for it or cancel it"
+        )
+
+
+@attrs.define(slots=False)
+class NotReceivable(Rejection):
+    """A send whose receiver is not there, or differs in what makes blocks exchangeable."""
+
+    receiver: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"nothing can be sent to engine {self.receiver!r}: {self.reason}"
 
 
 @attrs.define(slots=False)

@@ -34,6 +34,15 @@ class Replica:
         """Digest of the state at `base`; not while a step is in progress."""
         return digest(self.state)
 
+    def moves(self, transfer: str) -> bool:
+        """Whether a transfer is under way."""
+        return transfer in self.state.transfers or transfer in self.state.sends
+
+    def others_empty(self, pool: str) -> bool:
+        """Whether a full pool may have been emptied by somebody else since: a worker, or another engine of the pool."""
+        engines = self.state.engines.values()
+        return bool(self.state.transfers) or sum(engine.alive and engine.gpu_pool == pool for engine in engines) > 1
+
     # --- history ----------------------------------------------------------------------------------------------------
 
     def apply(self, entry: Entry) -> None:

@@ -53,6 +53,32 @@ class Allocation:
 
 
 @attrs.define(slots=True)
+class Room:
+    """What was evicted on demand.
+
+    Attributes:
+        tier: "gpu" or "cpu".
+        evicted: blocks that are free now.
+        leaving: blocks on their way to the host, by transfers that this call started.
+        waits_for: these transfers.
+    """
+
+    tier: str
+    evicted: int = 0
+    leaving: int = 0
+    waits_for: tuple[str, ...] = ()
+
+
+@attrs.define(slots=True)
+class Handover:
+    """A request is being sent to another engine. `transfer`: wait for it, poll it, or cancel it."""
+
+    request: str
+    receiver: str
+    transfer: str = ""
+
+
+@attrs.define(slots=True)
 class Extension:
     """The path of a request grew.
 

@@ -8,23 +8,30 @@ commit checks and touches its own engine.
 | fact                                       | checks       | touches      | because                                    |
 |--------------------------------------------|--------------|--------------|--------------------------------------------|
 | IndexCreated, PoolAdded, PolicyChosen      | index        | index        | created once                               |
-| EngineJoined, EngineLeft, EngineLost       | engine       | engine       | gives back; unfinished copies only it saw  |
+| PoolResized                                | pool         | pool         | takes, when it shrinks                     |
+| ServicePaused, ServiceResumed, CacheCleared | everything  | everything   | speak for all engines and pools            |
+| EngineJoined                               | index,engine | index,engine | whoever speaks for all must know of it     |
+| EngineLeft, EngineLost                     | engine       | engine       | gives back; unfinished copies only it saw  |
 | PrefixMatched, a hit                       | pool         | pool         | pins copies that another might evict       |
 | PrefixMatched, a miss                      |              |              | holds whatever happens                     |
 | BlocksAllocated, CopyEvicted               | pool         | pool         | takes                                      |
 | PathExtended                               | pool         | pool         | what is a duplicate depends on the copies  |
 | TransferStarted, TransferCancelled         | both pools   | both pools   | takes in one, pins in the other            |
+| SendStarted                                | receiver     | receiver     | it must not free the destination meanwhile |
 | TransferFinished                           |              | `finish_touches` | appended at whatever the head is       |
+| a path over a copy that is leaving         | pool's leaving | pool's leaving | the end of a swap-out takes the copy, if  |
+|                                            |              |              | it lands before what uses it again         |
 | BlocksRecycled, PathReady, RequestReleased |              |              | gives back                                 |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from events.facts import (
     BlocksAllocated,
     BlocksRecycled,
+    CacheCleared,
     CopyEvicted,
     EngineJoined,
     EngineLeft,
@@ -35,15 +42,23 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolResized,
     PrefixMatched,
     RequestReleased,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
+    TransferFinished,
     TransferStarted,
 )
 from events.jobs import TransferJob, encode_job
-from events.keys import INDEX_SCOPE, engine_scope, pool_scope
+from events.keys import INDEX_SCOPE, engine_scope, leaving_scope, pool_scope
 from events.ports import Job
-from statecore.state import SWAP_IN, SWAP_OUT, State
+from statecore import ranges
+from statecore.sends import Send
+from statecore.state import SEND, SWAP_IN, SWAP_OUT, State
+from statecore.tree import path_nodes
 
 
 def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ...]:
@@ -52,41 +67,57 @@ def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ..
     `state` is the one after the facts.
     """
     scopes = {engine_scope(engine)}
-    own_pool = pool_scope(state.engines[engine].gpu_pool)
     for fact in facts:
-        match fact:
-            case RequestReleased() | PathReady() | BlocksRecycled():
-                pass
-            case PrefixMatched():
-                if fact.depth:
-                    scopes.add(own_pool)
-            case PathExtended():
-                scopes.add(own_pool)
-            case BlocksAllocated() | CopyEvicted():
-                scopes.add(pool_scope(fact.pool))
-            case EngineJoined() | EngineLeft() | EngineLost():
-                scopes.add(engine_scope(fact.engine))
-            case TransferStarted():
-                scopes.add(pool_scope(fact.source))
-                scopes.add(pool_scope(fact.destination))
-            case TransferCancelled():
-                transfer = state.transfers.get(fact.transfer)
-                if transfer is not None:
-                    scopes.add(pool_scope(transfer.source))
-                    scopes.add(pool_scope(transfer.destination))
-            case IndexCreated() | PoolAdded() | PolicyChosen():
-                scopes.add(INDEX_SCOPE)
+        scopes.update(_scopes_of_fact(state, engine, fact))
+    if state.transfers and _uses_what_is_leaving(state, state.engines[engine].gpu_pool, facts):
+        scopes.add(leaving_scope(state.engines[engine].gpu_pool))
     return tuple(sorted(scopes))
+
+
+def _uses_what_is_leaving(state: State, pool: str, facts: Sequence[Fact]) -> bool:
+    return any(
+        (copy := node.copies.get(pool)) is not None and copy.leaving is not None
+        for fact, leaf in zip(facts, state.places, strict=False)
+        if isinstance(fact, PrefixMatched | PathExtended) and leaf is not None
+        for node in path_nodes(leaf)
+    )
+
+
+def _scopes_of_fact(state: State, engine: str, fact: Fact) -> Iterable[str]:
+    match fact:
+        case PrefixMatched(depth=0) | RequestReleased() | PathReady() | BlocksRecycled():
+            return ()
+        case PrefixMatched() | PathExtended():
+            return (pool_scope(state.engines[engine].gpu_pool),)
+        case BlocksAllocated() | CopyEvicted() | PoolResized():
+            return (pool_scope(fact.pool),)
+        case EngineJoined():
+            return engine_scope(fact.engine), INDEX_SCOPE
+        case EngineLeft() | EngineLost():
+            return (engine_scope(fact.engine),)
+        case TransferStarted():
+            return pool_scope(fact.source), pool_scope(fact.destination)
+        case TransferCancelled():
+            transfer = state.transfers.get(fact.transfer)
+            return () if transfer is None else (pool_scope(transfer.source), pool_scope(transfer.destination))
+        case SendStarted():
+            return (engine_scope(fact.receiver),)
+        case ServicePaused() | ServiceResumed() | CacheCleared():
+            return INDEX_SCOPE, *map(pool_scope, state.pools), *map(engine_scope, state.engines)
+        case IndexCreated() | PoolAdded() | PolicyChosen():
+            return (INDEX_SCOPE,)
+        case TransferFinished():
+            return ()  # a worker's, appended at whatever the head is
 
 
 def finish_touches(fact: TransferStarted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The scopes a worker's finish moves: when it went well, and when it failed. A finish checks none.
 
-    A swap-out that went well takes the source copy, which another may be matching. A swap-in that failed cuts back the
-    paths of its engine. Everything else only gives.
+    A swap-out that went well takes the source copy, unless somebody uses it again: it moves the scope that only those
+    check who do. A swap-in that failed cuts back the paths of its engine. Everything else only gives.
     """
     if fact.kind == SWAP_OUT:
-        return (pool_scope(fact.source),), ()
+        return (leaving_scope(fact.source),), ()
     if fact.kind == SWAP_IN:
         return (), (pool_scope(fact.destination), engine_scope(fact.engine))
     return (), ()
@@ -123,4 +154,22 @@ def jobs_of(state: State, facts: Sequence[Fact]) -> tuple[Job, ...]:
             )
             pool = fact.destination if fact.kind == SWAP_IN else fact.source
             jobs.append(Job(pool, fact.transfer, encode_job(job)))
+        elif isinstance(fact, SendStarted):
+            jobs.append(send_job(state.sends[fact.transfer]))
     return tuple(jobs)
+
+
+def send_job(send: Send) -> Job:
+    """The job of a send, for the workers of the pool it reads. Of one that is cancelled nothing is wanted but the end."""
+    job = TransferJob(
+        transfer=send.id,
+        kind=SEND,
+        source=send.source,
+        source_blocks=ranges.NONE if send.cancelled else send.source_blocks,
+        destination=send.destination,
+        destination_blocks=ranges.NONE if send.cancelled else send.destination_blocks,
+        ranks=send.ranks,
+        touches_ok=(),
+        touches_failed=(),
+    )
+    return Job(send.source, send.id, encode_job(job))

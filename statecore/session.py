@@ -26,9 +26,9 @@ from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverg
 from statecore.answers import no_answer
 from statecore.commands import Command, Join, Leave
 from statecore.outcomes import Outcomes
-from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver, UnknownTransfer
+from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver
 from statecore.replica import Replica
-from statecore.results import UNDER_WAY, TransferState
+from statecore.results import TransferState
 from statecore.state import State
 from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
@@ -105,8 +105,7 @@ class Session:
             if doubt is None:
                 self._require_usable()
                 return True
-            reply = self._log.append(doubt.commit, doubt.base)
-            self._doubt = None
+            reply, self._doubt = self._log.append(doubt.commit, doubt.base), None
             with self._guard, self._ending_if_corrupt():
                 match reply:
                     case Appended():
@@ -134,7 +133,7 @@ class Session:
             operation = Operation(command, answer, fill)
             with self._guard:
                 refusal = self._do(step, operation)
-            if refusal is not None and self._is_worth_another_look(refusal):
+            if isinstance(refusal, PoolExhausted) and self._replica.others_empty(refusal.pool):
                 refusal = self._look_again(step, operation, refusal)
             if refusal is not None:
                 raise refusal
@@ -147,20 +146,16 @@ class Session:
     def transfer(self, transfer: str) -> TransferState:
         """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
         with self._guard:
-            ended = self._outcomes.get(transfer)
-            if ended is not None:
-                return ended
-            if transfer in self._replica.state.transfers:
-                return TransferState(transfer, UNDER_WAY)
-            raise UnknownTransfer(transfer)
+            return self._outcomes.of(transfer, self._replica)
+
+    def arrival(self, request: str) -> TransferState | None:
+        self._look_again_for_news()
+        sent = self._outcomes.sent(self._join.engine, request)
+        return None if sent is None else self.transfer(sent)
 
     def poll(self, transfer: str) -> TransferState:
         """What is known of a transfer, with what has arrived unless another thread's step is going on."""
-        if self._turn.acquire(blocking=False):
-            try:
-                self._look_for_news()
-            finally:
-                self._turn.release()
+        self._look_again_for_news()
         return self.transfer(transfer)
 
     def wait(self, transfer: str, timeout_s: float) -> TransferState:
@@ -177,6 +172,13 @@ class Session:
                 return known
             self._log.wait(after, left)
         return self.transfer(transfer)
+
+    def _look_again_for_news(self) -> None:
+        if self._turn.acquire(blocking=False):
+            try:
+                self._look_for_news()
+            finally:
+                self._turn.release()
 
     def _look_for_news(self) -> None:
         if self._step is not None:
@@ -245,14 +247,6 @@ class Session:
         step.operations.append(operation)
         operation.fill(self._replica.state, facts, operation.answer)
         return None
-
-    def _is_worth_another_look(self, refusal: Rejection) -> bool:
-        """A full pool may have been emptied by others since; nobody else empties one's own."""
-        state = self._replica.state
-        return isinstance(refusal, PoolExhausted) and (
-            bool(state.transfers)
-            or sum(engine.alive and engine.gpu_pool == refusal.pool for engine in state.engines.values()) > 1
-        )
 
     def _look_again(self, step: Step, operation: Operation, refusal: Rejection) -> Rejection | None:
         """Read what others did, decide the step again on top of it, and then the refused call."""

@@ -20,13 +20,16 @@ the position. Nothing here iterates in an order the outside could influence, exc
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from events.facts import BLOCK_HASH_BYTES, BlockRanges, TransferStarted
 from statecore import ranges
 from statecore.blockset import BlockSet
 from statecore.eviction_order import EvictionOrder
 from statecore.journal import Journal
+
+if TYPE_CHECKING:
+    from statecore.sends import Send  # it stands on the records of this file
 
 ROOT_ID: Final = 0
 GPU: Final = "gpu"
@@ -40,6 +43,10 @@ WRITE_POLICIES: Final = (WRITE_BACK, WRITE_THROUGH)
 SWAP_OUT: Final = "swap_out"
 SWAP_IN: Final = "swap_in"
 KINDS: Final = (SWAP_OUT, WRITE_THROUGH, SWAP_IN)
+SEND: Final = "send"
+
+COUNTING_WINDOW: Final = 10_000
+"""Requests after which an engine's hit rates begin anew, as FastDeploy's do."""
 
 
 class Copy:
@@ -188,6 +195,7 @@ class Engine:
         transfers: how many it has started; the next one's number.
         requests_seen, requests_hit, prompt_tokens, matched_tokens: counters over all lives.
         host_tokens: those of the matched tokens that came from the host tier.
+        window: these five as they were when the present window of `COUNTING_WINDOW` requests began.
     """
 
     __slots__ = (
@@ -205,6 +213,7 @@ class Engine:
         "session",
         "tensor_parallel_size",
         "transfers",
+        "window",
     )
 
     def __init__(self, name: str) -> None:
@@ -222,6 +231,12 @@ class Engine:
         self.matched_tokens = 0
         self.host_tokens = 0
         self.transfers = 0
+        self.window = (0, 0, 0, 0, 0)
+
+    @property
+    def counters(self) -> tuple[int, int, int, int, int]:
+        """Requests, requests that hit, prompt tokens, matched tokens, those from the host tier; over all lives."""
+        return self.requests_seen, self.requests_hit, self.prompt_tokens, self.matched_tokens, self.host_tokens
 
 
 class Transfer:
@@ -268,7 +283,10 @@ class State:
     """Everything. `position` and `last_commit_id` name the end of the history it is the outcome of.
 
     Attributes:
-        transfers: those under way, by id.
+        transfers, sends: those under way, by id.
+        policy_chosen: whether somebody chose the write policy and the watermarks.
+        paused_by, paused_for: the engine that let no request begin, and why; None and "" while all may.
+        clears: how often the cache was cleared.
         ignored_finishes: results that came for transfers nobody knows any more.
         clock: position of the commit being applied or decided; what "last used" is measured in.
         nodes: every node by id, the root (id 0, no blocks) included.
@@ -279,6 +297,7 @@ class State:
 
     __slots__ = (
         "block_size",
+        "clears",
         "clock",
         "engines",
         "free_high",
@@ -289,11 +308,15 @@ class State:
         "last_commit_id",
         "next_node",
         "nodes",
+        "paused_by",
+        "paused_for",
         "place_of",
         "places",
+        "policy_chosen",
         "pools",
         "position",
         "root",
+        "sends",
         "transfers",
         "write_policy",
     )
@@ -307,7 +330,12 @@ class State:
         self.write_policy = WRITE_BACK
         self.free_low = 0
         self.free_high = 0
+        self.policy_chosen = False
+        self.paused_by: str | None = None
+        self.paused_for = ""
+        self.clears = 0
         self.transfers: dict[str, Transfer] = {}
+        self.sends: dict[str, Send] = {}
         self.ignored_finishes = 0
         self.pools: dict[str, Pool] = {}
         self.engines: dict[str, Engine] = {}

@@ -249,21 +249,47 @@ def _swap_out(
     if not taken:
         return [], []
     facts: list[TransferStarted | CopyEvicted] = [*evicted]
-    for victim in taken:
-        destination, free = ranges.split(free, victim.count)
+    for stretch in _stretches(taken):
+        lowest = stretch[0].node
+        source = ranges.NONE
+        for victim in reversed(stretch):
+            source = ranges.join(source, victim.blocks)
+        destination, free = ranges.split(free, ranges.count(source))
         facts.append(
             TransferStarted(
                 transfer="",
                 kind=kind,
                 engine=engine.name,
                 request=None,
-                node=tree.place(state, victim.node),
-                start=victim.node.end - victim.count,
-                end=victim.node.end,
+                node=tree.place(state, lowest),
+                start=lowest.end - ranges.count(source),
+                end=lowest.end,
                 source=engine.gpu_pool,
-                source_blocks=victim.blocks,
+                source_blocks=source,
                 destination=host.name,
                 destination_blocks=destination,
             )
         )
     return taken, facts
+
+
+def _stretches(victims: list[Victim]) -> list[list[Victim]]:
+    """Victims that follow each other on a path, lowest first: one transfer carries them, and not one each."""
+    by_node = {victim.node.id: victim for victim in victims}
+    stretches: list[list[Victim]] = []
+    gone: set[int] = set()
+    for victim in sorted(victims, key=lambda victim: -victim.node.end):
+        if victim.node.id in gone:
+            continue
+        stretch = [victim]
+        above: Victim | None = victim
+        while above is not None:
+            gone.add(above.node.id)
+            node, whole = above.node, above.count == above.node.end - above.node.start
+            above = by_node.get(node.parent.id) if whole and node.parent is not None else None
+            if above is not None and above.node.id in gone:
+                above = None
+            if above is not None:
+                stretch.append(above)
+        stretches.append(stretch)
+    return stretches

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from events.errors import CorruptState
 from events.facts import BlockRanges, TransferCancelled, TransferFinished, TransferStarted
-from statecore import ranges, tree
+from statecore import ranges, sends, tree
 from statecore.state import KINDS, SWAP_IN, SWAP_OUT, Engine, Node, Pool, State, Transfer
 
 
@@ -65,6 +65,10 @@ def started(state: State, fact: TransferStarted) -> Node:
 
 
 def finished(state: State, fact: TransferFinished) -> Node | None:
+    send = state.sends.get(fact.transfer)
+    if send is not None:
+        sends.finished(state, send)
+        return None
     transfer = state.transfers.get(fact.transfer)
     if transfer is None:
         state.journal.set(state, "ignored_finishes", state.ignored_finishes + 1)
@@ -84,8 +88,10 @@ def finished(state: State, fact: TransferFinished) -> Node | None:
 
 
 def cancelled(state: State, fact: TransferCancelled) -> None:
-    transfer = state.transfers.get(fact.transfer)
-    if transfer is None or transfer.cancelled:  # it finished, or lost its prefix, before this landed
+    transfer, send = state.transfers.get(fact.transfer), state.sends.get(fact.transfer)
+    if send is not None and not send.cancelled:
+        sends.cancelled(state, send)
+    elif transfer is None or transfer.cancelled:  # it finished, or lost its prefix, before this landed
         state.journal.set(state, "ignored_finishes", state.ignored_finishes + 1)
     else:
         _quarantine(state, transfer)

@@ -99,6 +99,16 @@ class IndexView:
         return self._session.read(lambda state: state.pools[self.gpu_pool].unpinned)
 
     @property
+    def paused(self) -> bool:
+        """Whether no request may begin."""
+        return self._session.read(lambda state: state.paused_by is not None)
+
+    @property
+    def clears(self) -> int:
+        """How often the cache was cleared; a process that remembers the number sees every clearing exactly once."""
+        return self._session.read(lambda state: state.clears)
+
+    @property
     def position(self) -> int:
         """Position of this replica in the log."""
         return self._session.read(lambda state: state.position)

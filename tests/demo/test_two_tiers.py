@@ -41,7 +41,7 @@ def engine(
     *,
     gpu: int,
     host: int,
-    policy: Policy | None = None,
+    policy: Policy | None = Policy("write_back", 0, 0),
     block_size: int = BLOCK,
 ) -> CacheIndex:
     return CacheIndex(

@@ -220,16 +220,17 @@ class Story:
             block_size=int(block_size),
             cpu_blocks=None if cpu is None else int(cpu),
             cpu_pool=host,
-            policy=self._policy(**{word: named[word] for word in ("write", "low", "high") if word in named}),
+            policy=self._policy(cpu is not None, {w: named[w] for w in ("write", "low", "high") if w in named}),
         )
         name = named.get("as", engine)
         assert self._connection.last is not None
         self._indexes[name], self._logs[name] = index, self._connection.last
 
-    @staticmethod
-    def _policy(write: str = WRITE_BACK, low: str = "0", high: str = "0") -> Policy | None:
-        policy = Policy(write, int(low), int(high))
-        return None if policy == Policy() else policy
+    def _policy(self, two_tiers: bool, named: dict[str, str]) -> Policy | None:
+        """What the story says; for the first engine with a host pool, swap-outs only when blocks are needed."""
+        if not named and (not two_tiers or self._indexes):
+            return None
+        return Policy(named.get("write", WRITE_BACK), int(named.get("low", "0")), int(named.get("high", "0")))
 
     def _do_leave(self, name: str) -> None:
         self._indexes[name].close()

@@ -13,6 +13,7 @@ from events.log import EventLog, LogConnection
 from events.ports import AppendReply, Base, Commit
 from statecore import CacheIndex
 from statecore.commands import Allocate, CancelTransfer, Command
+from statecore.rejections import Rejection
 from statecore.scopes import finish_touches, jobs_of, scopes_of
 from tests.unit.given import Machine, bring_in, join, match
 
@@ -46,9 +47,33 @@ def test_a_finish_moves_what_it_takes_from() -> None:
     through = TransferStarted("a:0", "write_through", "a", None, 1, 0, 1, "g", ((0, 1),), "c", ((0, 1),))
     back = TransferStarted("a:0", "swap_in", "a", "r", 1, 0, 1, "c", ((0, 1),), "g", ((0, 1),))
 
-    assert finish_touches(out) == (("pool:g",), ())
+    assert finish_touches(out) == (("leaving:g",), ())
     assert finish_touches(through) == ((), ())
     assert finish_touches(back) == ((), ("pool:g", "engine:a"))
+
+
+def test_only_who_uses_what_is_leaving_depends_on_its_end() -> None:
+    """E-08: a swap-out ends between a match of its source and the commit; whoever did not touch that is not disturbed."""
+    machine = Machine(join("a", host=8))
+    machine.cache("a", 1, 2)
+    machine.cache("a", 7, 8)
+    machine.do(Allocate("a", None, 8))
+
+    assert [fact.source_blocks for fact in machine.started()] == [((0, 2),), ((2, 2),)]
+    assert proposed(machine, match("a", "r", 1, 2)) == ("engine:a", "leaving:g", "pool:g")
+    machine.finish("a:0")
+    assert proposed(machine, match("a", "r", 1, 2)) == ("engine:a",), "a miss by now"
+    machine.cache("a", 3)
+    assert proposed(machine, match("a", "r", 3)) == ("engine:a", "pool:g")
+
+
+def proposed(machine: Machine, command: Command) -> tuple[str, ...]:
+    """The scopes of a commit that is not in the log yet."""
+    facts = machine.replica.propose(command)
+    assert not isinstance(facts, Rejection)
+    found = scopes_of(machine.state, "a", facts)
+    machine.replica.undo()
+    return found
 
 
 def test_each_start_rings_its_gpu_pool(machine: Machine) -> None:
@@ -63,7 +88,7 @@ def test_each_start_rings_its_gpu_pool(machine: Machine) -> None:
         "a:1", "swap_in", "c", ((0, 3),), "g", ((2, 3),), 1, (), ("pool:g", "engine:a")
     )
     assert decode_job(jobs[1].body) == TransferJob(
-        "a:2", "swap_out", "g", ((1, 1),), "c", ((3, 1),), 1, ("pool:g",), ()
+        "a:2", "swap_out", "g", ((1, 1),), "c", ((3, 1),), 1, ("leaving:g",), ()
     )
     assert jobs_of(machine.state, machine.do(CancelTransfer("a", "a:1", "no"))) == ()
 

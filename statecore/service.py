@@ -1,0 +1,51 @@
+"""What the facts about the index as a whole do to the state: pools that change size, service that pauses, a cache cleared.
+
+Owns the end of everything cached at once.
+"""
+
+from __future__ import annotations
+
+from events.errors import CorruptState
+from events.facts import CacheCleared, PoolResized, ServicePaused, ServiceResumed
+from statecore import tree
+from statecore.state import State
+
+
+def pool_resized(state: State, fact: PoolResized) -> None:
+    pool, journal = state.pools[fact.pool], state.journal
+    if fact.blocks < 1:
+        raise CorruptState(f"pool {fact.pool!r} is resized to {fact.blocks} blocks")
+    if fact.blocks > pool.blocks:
+        journal.call(pool.free.add, pool.free.remove, ((pool.blocks, fact.blocks - pool.blocks),))
+    elif fact.blocks < pool.blocks:
+        journal.call(pool.free.remove, pool.free.add, ((fact.blocks, pool.blocks - fact.blocks),))
+    journal.set(pool, "blocks", fact.blocks)
+
+
+def paused(state: State, fact: ServicePaused) -> None:
+    if state.paused_by is not None:
+        raise CorruptState(f"service is paused by {fact.engine!r} and has been by {state.paused_by!r}")
+    state.journal.set(state, "paused_by", fact.engine)
+    state.journal.set(state, "paused_for", fact.reason)
+
+
+def resumed(state: State, fact: ServiceResumed) -> None:
+    if state.paused_by is None:
+        raise CorruptState(f"service is resumed by {fact.engine!r} and was not paused")
+    state.journal.set(state, "paused_by", None)
+    state.journal.set(state, "paused_for", "")
+
+
+def cleared(state: State, _fact: CacheCleared) -> None:
+    for engine in state.engines.values():
+        if engine.requests:
+            raise CorruptState(f"the cache is cleared under {len(engine.requests)} requests of engine {engine.name!r}")
+    for transfer in state.transfers.values():
+        if not transfer.cancelled:
+            raise CorruptState(f"the cache is cleared while transfer {transfer.id!r} goes on")
+    for node in sorted(state.nodes.values(), key=lambda node: (-node.end, node.id)):
+        for name in sorted(node.copies):
+            pool = state.pools[name]
+            blocks = tree.remove_copy(state, pool, node)
+            state.journal.call(pool.free.add, pool.free.remove, blocks)
+    state.journal.set(state, "clears", state.clears + 1)
