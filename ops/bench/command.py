@@ -17,8 +17,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from events.errors import StateCoreError
-from ops.bench import core, fleet, follower, growth, hashing, log, memory, replay, report
+from ops.bench import (
+    core,
+    fleet,
+    follower,
+    growth,
+    hashing,
+    hit_rate,
+    jobs,
+    latency,
+    log,
+    memory,
+    replay,
+    report,
+    store,
+    transfer_step,
+)
 from ops.bench.figure import Group, Measurement, Settings
+from ops.demo.movers import WorkerDied
 from ops.trace import TraceError, read_trace
 from statecore import Rejection
 
@@ -30,6 +46,11 @@ GROUPS: Final[tuple[Group, ...]] = (
     memory.GROUP,
     log.GROUP,
     replay.GROUP,
+    transfer_step.GROUP,
+    latency.GROUP,
+    jobs.GROUP,
+    store.GROUP,
+    hit_rate.GROUP,
     fleet.GROUP,
 )
 FIGURES: Final = tuple(name for group in GROUPS for name in group.figures)
@@ -68,7 +89,7 @@ def command(patterns: tuple[str, ...], trace: Path | None, seed: int, quick: boo
             if trace is not None:
                 _require_enough(trace)
             found = _measured(settings, wanted)
-        except (TraceError, StateCoreError, Rejection) as error:
+        except (TraceError, StateCoreError, Rejection, WorkerDied) as error:
             raise click.ClickException(str(error)) from error
         if out is not None:
             out.write(report.as_json(each for _, measurements in found for each in measurements))

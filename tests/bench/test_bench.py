@@ -23,6 +23,8 @@ KEYS = {"name", "value", "unit", "reference", "reference_value", "ratio"}
 PROMISED = {
     *("request_us_evict", "request_us_no_evict", "follower_commit_us", "commit_vs_evalsha", "replay_vs_xrange"),
     *("bytes_per_block", "request_us_at_10k", "request_us_at_1m", "commits_per_s_1", "commits_per_s_8"),
+    *("transfer_latency_us", "store_vs_memcpy", "swap_jobs_per_s", "transfer_step_us"),
+    *("hit_rate_one_tier", "hit_rate_private_tiers", "hit_rate_shared_tier"),
 }
 
 
@@ -47,6 +49,11 @@ def test_promised_figures_exist() -> None:
         ("rss_bytes_per_block",),
         ("commit_vs_evalsha", "request_in_redis_us"),
         ("replay_*",),
+        ("transfer_step_us", "transfer_commit_us"),
+        ("transfer_latency_us*",),
+        ("swap_jobs_per_s", "swap_jobs_per_s_tp2"),
+        ("store_vs_memcpy*",),
+        ("hit_rate_*",),
         ("commits_per_s_shared_2", "conflicts_per_commit_shared_2", "paced_commit_p99_us_2"),
     ],
 )
