@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from events.facts import BlockRanges, BlocksAllocated, BlocksRecycled, CopyEvicted, Fact, SendStarted
-from statecore import ranges, sends
+from statecore import ranges, sends, tree
 from statecore.commands import Adopt, Allocate, AllocateHost, MakeRoom, Recycle, Send
 from statecore.decision import Decision, computed_meanwhile, engine_of, pool_of, request_of
 from statecore.eviction import choose_victims, eviction
@@ -103,6 +103,8 @@ def adopt(state: State, command: Adopt) -> Decision:
         return []
     if state.sends and (writing := sends.writing(state, pool.name, command.blocks)):
         return PathNotFilled(request.id, writing[0].id)
+    if (reading := sends.reading(state, pool.name, command.blocks)) is not None and reading.request != request.id:
+        return Sending(reading.id, reading.receiver)  # on another request's path nothing would hold them
     return [
         *computed_meanwhile(state, engine, request),
         BlocksRecycled(engine.name, None, pool.name, ranges.of_ids(sorted(listed))),
@@ -152,6 +154,8 @@ def send(state: State, command: Send) -> Decision:
         return NotReceivable(receiver.name, f"its blocks are split over {ranks}")
     sent = engine.requests.get(command.request)
     readable = ranges.NONE if sent is None else request_table(sent, engine.gpu_pool)
+    if sent is not None and (filling := tree.filling_on(sent.leaf, engine.gpu_pool)) is not None:
+        return PathNotFilled(sent.id, filling)  # should that fail, its blocks go
     writable = tuple(span for request in receiver.requests.values() for span in private_ranges(request))
     for owner, owned, blocks in ((engine, readable, command.source), (receiver, writable, command.destination)):
         held = tuple(owner.held.get(owner.gpu_pool, ()))

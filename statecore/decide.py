@@ -172,7 +172,8 @@ def _release(state: State, command: Release) -> Decision:
     if _leaves_others_behind(state, engine, request):
         return PathInUse(request.id)
     if state.sends:
-        if (reading := sends.of_request(state, engine.name, request.id)) is not None:
+        reading = sends.of_request(state, engine.name, request.id) or sends.reading(state, engine.gpu_pool, freed)
+        if reading is not None:
             return Sending(reading.id, reading.receiver)
         facts += sends.given_up(state, engine.gpu_pool, freed)
     facts.append(RequestReleased(engine.name, request.id, freed))

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from events.facts import Fact, SendStarted, TransferCancelled, TransferFinished
+from events.facts import (
+    EngineLeft,
+    EngineLost,
+    Fact,
+    RequestReleased,
+    SendStarted,
+    TransferCancelled,
+    TransferFinished,
+)
 from events.limits import OUTCOMES_MAX
 from statecore.rejections import UnknownTransfer
 from statecore.replica import Replica
@@ -35,6 +43,10 @@ class Outcomes:
                 self._sent[fact.receiver, fact.request] = fact.transfer
                 if len(self._sent) > OUTCOMES_MAX:
                     del self._sent[next(iter(self._sent))]
+            elif isinstance(fact, RequestReleased):  # its id may come again, for another sequence
+                self._sent.pop((fact.engine, fact.request), None)
+            elif isinstance(fact, EngineLeft | EngineLost):
+                self._sent = {sent: by for sent, by in self._sent.items() if sent[0] != fact.engine}
 
     def of(self, transfer: str, replica: Replica) -> TransferState:
         """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
@@ -45,9 +57,10 @@ class Outcomes:
             return TransferState(transfer, UNDER_WAY)
         raise UnknownTransfer(transfer)
 
-    def sent(self, receiver: str, request: str) -> str | None:
-        """The last transfer by which a request was sent to an engine."""
-        return self._sent.get((receiver, request))
+    def arrival(self, receiver: str, request: str, replica: Replica) -> TransferState | None:
+        """What is known of the last send of a live request to an engine; None if there was none."""
+        sent = self._sent.get((receiver, request))
+        return None if sent is None or not (sent in self._ended or replica.moves(sent)) else self.of(sent, replica)
 
     def get(self, transfer: str) -> TransferState | None:
         return self._ended.get(transfer)

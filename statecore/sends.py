@@ -72,11 +72,11 @@ def started(state: State, fact: SendStarted) -> None:
     state.journal.put(state.sends, fact.transfer, Send(fact, engine.tensor_parallel_size))
 
 
-def finished(state: State, send: Send) -> None:
+def finished(state: State, send: Send, ok: bool) -> None:
     state.journal.drop(state.sends, send.id)
     pool = state.pools[send.destination]
     state.journal.call(pool.free.add, pool.free.remove, send.quarantine)
-    if not send.cancelled:
+    if ok and not send.cancelled:
         state.journal.set(pool, "arrived", pool.arrived + send.blocks)
 
 

@@ -150,8 +150,8 @@ class Session:
 
     def arrival(self, request: str) -> TransferState | None:
         self._look_again_for_news()
-        sent = self._outcomes.sent(self._join.engine, request)
-        return None if sent is None else self.transfer(sent)
+        with self._guard:
+            return self._outcomes.arrival(self._join.engine, request, self._replica)
 
     def poll(self, transfer: str) -> TransferState:
         """What is known of a transfer, with what has arrived unless another thread's step is going on."""

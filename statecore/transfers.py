@@ -67,7 +67,7 @@ def started(state: State, fact: TransferStarted) -> Node:
 def finished(state: State, fact: TransferFinished) -> Node | None:
     send = state.sends.get(fact.transfer)
     if send is not None:
-        sends.finished(state, send)
+        sends.finished(state, send, fact.ok)
         return None
     transfer = state.transfers.get(fact.transfer)
     if transfer is None:

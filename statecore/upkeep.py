@@ -78,6 +78,7 @@ class IndexUpkeep(IndexView):
 
         Raises:
             NotReceivable, ForeignBlocks: it cannot be; nothing was started.
+            PathNotFilled: a part of the request is still on its way from the host.
         """
         door.request_id(request)
         checked_name(receiver, "engine name")
@@ -91,7 +92,11 @@ class IndexUpkeep(IndexView):
         return self._session.perform(command, Handover(request, receiver), self._answers.handover)
 
     def arrival(self, request: str) -> TransferState | None:
-        """What became of the last send of a request to this engine, by what has arrived; None: nobody has sent it."""
+        """What became of the last send of a request to this engine, by what has arrived; None: nobody has sent it.
+
+        Forgotten when the request is released here. After "cancelled" or "failed" give the blocks back and do not compute
+        into them: a worker may still write there, which is why they are kept apart until it has reported.
+        """
         return self._session.arrival(door.request_id(request))
 
     # --- the index as a whole ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import click
 from events.codec import decode
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown
 from events.facts import TransferFinished, TransferStarted
-from events.keys import INDEX_SCOPE, checked_name, engine_scope, pool_scope
+from events.keys import INDEX_SCOPE, checked_name, engine_scope, leaving_scope, pool_scope
 from events.log import EventLog, LogConnection
 from events.ports import Entry, RawAppended, StoredRecord, Transport
 from ops.cli.export_file import ExportFile
@@ -58,10 +58,16 @@ def command(where: Where, origin: Path) -> None:
             f"imported {count(proof.commits, 'commit')} into index {name!r} at {connection.url}; "
             f"digest {proof.digest}, as in the file"
         )
-        if state.transfers:
+        under_way = len(state.transfers) + len(state.sends)
+        if under_way:
             click.echo(
-                f"{count(len(state.transfers), 'transfer')} of it not over: no worker was told, so nobody moves the blocks "
+                f"{count(under_way, 'transfer')} of it not over: no worker was told, so nobody moves the blocks "
                 "before they are rung again or cancelled (see: statecore inspect transfers)"
+            )
+        if state.paused_by is not None:
+            click.echo(
+                f"service is paused by {state.paused_by} ({state.paused_for}): no request may begin before an "
+                "engine resumes it"
             )
 
 
@@ -109,7 +115,10 @@ def _append(
 
 
 def _touches(state: State, entry: Entry, starts: dict[str, TransferStarted]) -> tuple[str, ...]:
-    """What the commit moved when it was written; a worker's was told so in its job, see `statecore.scopes`."""
+    """What the commit moved when it was written; a worker's was told so in its job, see `statecore.scopes`.
+
+    The end of a send moves nothing, so its start need not be known.
+    """
     starts.update({fact.transfer: fact for fact in entry.facts if isinstance(fact, TransferStarted)})
     if not is_by_worker(entry):
         return scopes_of(state, entry.engine, entry.facts)
@@ -123,7 +132,8 @@ def _touches(state: State, entry: Entry, starts: dict[str, TransferStarted]) -> 
 
 def _every_scope(state: State) -> tuple[str, ...]:
     """Whatever anyone could touch: while an import runs, nobody else may write."""
-    return (INDEX_SCOPE, *map(engine_scope, state.engines), *map(pool_scope, state.pools))
+    of_pools = (scope(pool) for pool in state.pools for scope in (pool_scope, leaving_scope))
+    return (INDEX_SCOPE, *map(engine_scope, state.engines), *of_pools)
 
 
 def _compared(target: LiveSource, proof: Proof) -> State:

@@ -1,7 +1,7 @@
 """How commands write: tables for people, one JSON object per line for programs, progress on stderr.
 
-Owns the rule that standard output is either readable or machine-readable, never mixed, and that what goes into a pipe
-is plain and whole: no colour, no cut-off cells.
+Owns the rule that standard output is either readable or machine-readable, never mixed, that what goes into a pipe is
+plain and whole: no colour, no cut-off cells, and that a table too wide for the terminal goes on below, not off the edge.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 import orjson
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 T = TypeVar("T")
 
 _PIPE_COLUMNS: Final = 10_000  # wide enough that nothing is ever cut or wrapped
+_PROSE_COLUMNS: Final = 24  # narrower than this, wrapped text is no pleasure to read
+_GAP: Final = 2  # columns between those of a table
 _QUIET_S: Final = 0.5  # what ends within this needs no progress bar
 _REFRESH_S: Final = 0.1
 
@@ -28,23 +31,69 @@ def show(*parts: RenderableType) -> None:
     """Tables, trees and lines on stdout, an empty line between them: as wide as the terminal, or as needed in a pipe."""
     plain = not sys.stdout.isatty()
     console = Console(width=_PIPE_COLUMNS if plain else None, highlight=False, markup=False, emoji=False)
+    pieces = [piece for part in parts for piece in ([part] if plain else _fitted(part, console.width))]
     with console.capture() as captured:
-        for number_of_part, part in enumerate(parts):
-            if number_of_part:
+        for number_of_piece, piece in enumerate(pieces):
+            if number_of_piece:
                 console.print()
-            console.print(part)
+            console.print(piece)
     text = captured.get()
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.splitlines()) if plain else text)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table. A column whose name ends with `#` holds numbers and is set right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """An empty table. A column whose name ends with `#` holds numbers and is set right; with `~`, text that may wrap."""
+    made = _bare(title)
     for column in columns:
-        number = column.endswith("#")
         made.add_column(
-            column.rstrip("#"), justify="right" if number else "left", no_wrap=number, header_style="bold cyan"
+            column.rstrip("#~"),
+            justify="right" if column.endswith("#") else "left",
+            no_wrap=not column.endswith("~"),
+            overflow="fold",
+            header_style="bold cyan",
         )
+    return made
+
+
+def _bare(title: str | None) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+
+
+def _fitted(part: RenderableType, width: int) -> list[RenderableType]:
+    """A table that is too wide, as several with some of its columns each; all begin with its first column."""
+    if not isinstance(part, Table) or not part.show_header:
+        return [part]
+    needs = [_needs(column, width) for column in part.columns]
+    groups = [[0]]
+    for place in range(1, len(needs)):
+        taken = sum(needs[other] + _GAP for other in groups[-1])
+        if taken + needs[place] > width and len(groups[-1]) > 1:
+            groups.append([0])
+        groups[-1].append(place)
+    return [part] if len(groups) == 1 else [_piece(part, group) for group in groups]
+
+
+def _needs(column: Column, width: int) -> int:
+    """How wide a column must be to be read; one that would take half the terminal is wrapped, whatever it holds."""
+    widest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    column.no_wrap = column.no_wrap and widest <= width // 2
+    return widest if column.no_wrap else min(widest, _PROSE_COLUMNS)
+
+
+def _piece(whole: Table, places: list[int]) -> Table:
+    """Some columns of a table; its title stands above the first of the pieces."""
+    made = _bare(str(whole.title) if 1 in places and whole.title else None)
+    columns = [whole.columns[place] for place in places]
+    for column in columns:
+        made.add_column(
+            column.header,
+            justify=column.justify,
+            no_wrap=column.no_wrap,
+            overflow=column.overflow,
+            header_style=column.header_style,
+        )
+    for row in zip(*(column.cells for column in columns), strict=True):
+        made.add_row(*row)
     return made
 
 

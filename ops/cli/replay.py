@@ -27,7 +27,7 @@ def command(where: Where, last: int | None, digest_only: bool, check_every: int 
     Two logs whose states have the same digest at a position are the same there. In the table of pools, `cached` blocks
     hold a prefix that no request uses, `pinned` ones a prefix in use, `private` ones belong to a single request;
     `used` is all but free and cached. With a host tier, a transfer brings the bytes of `filling` blocks, may still write
-    into `quarantined` ones, and takes `leaving` ones away.
+    into `quarantined` ones (a send, too), and takes `leaving` ones away.
 
     \b
     Examples:

@@ -10,33 +10,38 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ops.cli.output import count, number, percent, table
-from ops.cli.summary import Counters, EngineSummary, PoolCounts, StateSummary
+from ops.cli.summary import Counters, EngineSummary, PoolCounts, StateSummary, Window
 from ops.cli.transfers import TransferSummary
 from ops.cli.words import block_words, kind_words, policy_words
 from statecore.state import CPU
 
 
 def pool_table(pools: Sequence[PoolCounts]) -> Table:
-    """Columns that only transfers fill are there when there is a host pool."""
+    """Columns that only transfers fill are there when there is a host pool, those that sends fill too when there were."""
     tiers = any(pool.tier == CPU for pool in pools)
+    sends = tiers or any(pool.quarantined or pool.arrived for pool in pools)
     made = table(
         *("pool", "tier", "blocks#", "free#", "cached#", "pinned#", "private#"),
-        *(("filling#", "quarantined#") if tiers else ()),
+        *(("filling#",) if tiers else ()),
+        *(("quarantined#",) if sends else ()),
         *("used#", "used %#"),
         *(("leaving#",) if tiers else ()),
         "evicted#",
-        *(("arrived#", "rescued#") if tiers else ()),
+        *(("arrived#",) if sends else ()),
+        *(("rescued#",) if tiers else ()),
         title="Pools" if pools else "Pools: none yet",
     )
     made.show_header = bool(pools)
     for pool in pools:
         made.add_row(
             *(pool.pool, pool.tier, *map(number, (pool.blocks, pool.free, pool.cached, pool.pinned, pool.private))),
-            *(map(number, (pool.filling, pool.quarantined)) if tiers else ()),
+            *((number(pool.filling),) if tiers else ()),
+            *((number(pool.quarantined),) if sends else ()),
             *(number(pool.used), percent(pool.used / pool.blocks)),
             *((number(pool.leaving),) if tiers else ()),
             number(pool.evicted),
-            *(map(number, (pool.arrived, pool.rescued)) if tiers else ()),
+            *((number(pool.arrived),) if sends else ()),
+            *((number(pool.rescued),) if tiers else ()),
         )
     return made
 
@@ -44,7 +49,7 @@ def pool_table(pools: Sequence[PoolCounts]) -> Table:
 def transfer_table(transfers: Sequence[TransferSummary]) -> Table:
     """What moves from where to where, and who waits for it."""
     made = table(
-        *("transfer", "kind", "state", "blocks#", "from", "to", "place", "ranks#", "who waits"),
+        *("transfer", "kind", "state", "blocks#", "from~", "to~", "who waits~", "place", "ranks#"),
         title="Transfers" if transfers else "Transfers: none under way",
     )
     made.show_header = bool(transfers)
@@ -52,12 +57,26 @@ def transfer_table(transfers: Sequence[TransferSummary]) -> Table:
         made.add_row(
             *(transfer.transfer, kind_words(transfer.kind), transfer.state, number(transfer.blocks)),
             f"{transfer.source} {block_words(transfer.source_blocks)}" if transfer.source_blocks else transfer.source,
-            f"{transfer.destination} {block_words(transfer.destination_blocks)}",
-            f"blocks {block_words(((transfer.start, transfer.blocks),))} to node {transfer.node}",
+            _destination(transfer),
+            _who_waits(transfer),
+            "-"
+            if transfer.start is None
+            else f"blocks {block_words(((transfer.start, transfer.blocks),))} to node {transfer.node}",
             number(transfer.ranks),
-            ", ".join(transfer.waiting) or "-",
         )
     return made
+
+
+def _destination(transfer: TransferSummary) -> str:
+    """Where its workers write; of a cancelled send a part may be its receiver's still."""
+    words = f"{transfer.destination} {block_words(transfer.destination_blocks)}"
+    partly = transfer.receiver is not None and transfer.quarantine not in ((), transfer.destination_blocks)
+    return f"{words} (quarantined {block_words(transfer.quarantine)})" if partly else words
+
+
+def _who_waits(transfer: TransferSummary) -> str:
+    requests = ", ".join(transfer.waiting) or "-"
+    return requests if transfer.receiver is None or not transfer.waiting else f"{requests} in {transfer.receiver}"
 
 
 def engine_table(engines: Sequence[EngineSummary]) -> Table:
@@ -90,6 +109,7 @@ def headline(summary: StateSummary, place: str) -> Table:
     """Name and value, one below the other."""
     counters, policy = summary.counters, summary.policy
     tiers = any(pool.tier == CPU for pool in summary.pools)
+    cleared = count(summary.clears, "time")
     return pairs(
         ("index", f"{summary.index} ({place})"),
         ("position", number(summary.position)),
@@ -98,13 +118,19 @@ def headline(summary: StateSummary, place: str) -> Table:
         ("blocks of", f"{summary.block_size} tokens, hashed by {summary.hash_scheme}" if summary.block_size else "-"),
         ("tree", count(summary.nodes, "node")),
         *([("host tier", policy_words(policy.write, policy.free_low, policy.free_high))] if tiers else []),
-        *([("transfers", _transfers(summary))] if tiers else []),
+        *([("transfers", _transfers(summary))] if tiers or counters.transfers else []),
+        *(
+            [("service", f"paused by {summary.paused_by}: {summary.paused_for}")]
+            if summary.paused_by is not None
+            else []
+        ),
+        *([("cache", f"cleared {cleared}")] if summary.clears else []),
         ("requests", f"{number(summary.requests)} live, {number(counters.requests_seen)} so far"),
         ("hit rate", hit_rate_words(counters, tiers=tiers)),
     )
 
 
-def hit_rate_words(counters: Counters, *, tiers: bool) -> str:
+def hit_rate_words(counters: Counters | Window, *, tiers: bool) -> str:
     """The hit rate, and what it is made of."""
     from_host = f", {number(counters.host_tokens)} from the host" if tiers else ""
     return (
@@ -117,7 +143,8 @@ def hit_rate_words(counters: Counters, *, tiers: bool) -> str:
 def _transfers(summary: StateSummary) -> str:
     late = summary.ignored_finishes
     ignored = f"; {count(late, 'result')} came too late" if late else ""
-    return f"{number(len(summary.transfers))} not over, {number(summary.counters.transfers)} so far{ignored}"
+    sends = f" ({count(summary.sends, 'send')} among them)" if summary.sends else ""
+    return f"{number(len(summary.transfers))} not over{sends}, {number(summary.counters.transfers)} so far{ignored}"
 
 
 def pairs(*rows: tuple[str, str]) -> Table:

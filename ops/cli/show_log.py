@@ -17,11 +17,11 @@ import click
 
 from events.codec import fact_to_dict
 from events.errors import InvalidInput
-from events.facts import Fact, TransferStarted
+from events.facts import Fact, SendStarted, TransferStarted
 from events.ports import Entry, Head
 from ops.cli.output import iso_time, write_json
 from ops.cli.source import LiveSource, Source, Where, checked_position, entries, open_source, source_options
-from ops.cli.transfers import engine_of, transfer_of
+from ops.cli.transfers import Concerned, transfer_of
 from ops.cli.words import FACT_NAMES, fact_words
 
 _POLL_S: Final = 0.2  # a person does not see the difference, the server does not feel it
@@ -50,27 +50,29 @@ class FactName(click.ParamType[str]):
 class Filters:
     """Which facts to show; a commit without one of them is left out.
 
-    The end of a transfer names no request, so the transfers that were started for one are remembered.
+    The end of a transfer names no request, and that of a send no receiver, so what started is remembered.
     """
 
     request: str | None
     engine: str | None
     facts: frozenset[str]
     _transfers: set[str] = attrs.field(factory=set, init=False)
+    _concerned: Concerned = attrs.field(factory=Concerned, init=False)
 
     def chosen(self, entry: Entry) -> tuple[Fact, ...]:
         return tuple([fact for fact in entry.facts if self._is_chosen(fact, entry.engine)])
 
     def _is_chosen(self, fact: Fact, author: str) -> bool:
+        engines = (author, *self._concerned.by(fact))
         return (
             (self.request is None or self._is_of_request(fact))
             and (not self.facts or type(fact).__name__ in self.facts)
-            and (self.engine is None or self.engine in (author, engine_of(fact)))
+            and (self.engine is None or self.engine in engines)
         )
 
     def _is_of_request(self, fact: Fact) -> bool:
         if getattr(fact, "request", None) == self.request:
-            if isinstance(fact, TransferStarted):
+            if isinstance(fact, TransferStarted | SendStarted):
                 self._transfers.add(fact.transfer)
             return True
         return transfer_of(fact) in self._transfers
@@ -101,13 +103,15 @@ def command(
 
     Each commit has its position, time (UTC), author as engine#session, and its facts. Workers write as worker:<gpu
     pool>#0. Filters choose facts; commits without a chosen one are left out. Of a transfer, the engine is the one that
-    started it, and the request the one whose prefix it fetches (if its start is among the positions shown).
+    started it, and of a send the receiver as well; the request is the one whose prefix it fetches, or that it hands over.
+    The end of either is known to be about a receiver or a request if its start is among the positions shown.
 
     \b
     Examples:
       statecore log --last 20
       statecore log --request chat-17 --json
       statecore log --fact CopyEvicted --fact BlocksAllocated --from 1200 --to 1300
+      statecore log --fact ServicePaused --fact ServiceResumed --fact CacheCleared
       statecore log --follow --engine engine-0
     """
     chosen = Filters(**filters)  # type: ignore[arg-type]  # the three options that are left

@@ -12,7 +12,8 @@ import attrs
 
 from ops.cli.transfers import TransferSummary, summarise_transfers
 from statecore import ranges
-from statecore.state import Engine, Pool, State, private_ranges
+from statecore.sends import Send
+from statecore.state import Engine, Pool, State, Transfer, private_ranges
 
 
 @attrs.frozen
@@ -24,7 +25,7 @@ class PoolCounts:
         pinned: hold a prefix that requests use or transfers read.
         private: belong to one request, or to an engine itself.
         filling: a transfer brings their bytes.
-        quarantined: of a cancelled transfer; a worker may still write into them.
+        quarantined: of a cancelled transfer or send; a worker may still write into them.
         leaving: those of the pinned that are being swapped out.
         evicted: dropped from the cache so far.
         arrived: brought here by transfers so far.
@@ -49,11 +50,12 @@ class PoolCounts:
 
 @attrs.frozen
 class Policy:
-    """When copies go to the host tier, see `statecore.policy`."""
+    """When copies go to the host tier, see `statecore.policy`. `chosen`: it is a fact; else that of the oldest logs."""
 
     write: str
     free_low: int
     free_high: int
+    chosen: bool
 
 
 @attrs.frozen
@@ -77,6 +79,18 @@ class Counters:
 
 
 @attrs.frozen
+class Window:
+    """The same since the present window began, see `statecore.state.COUNTING_WINDOW`."""
+
+    requests_seen: int
+    requests_hit: int
+    prompt_tokens: int
+    matched_tokens: int
+    host_tokens: int
+    hit_rate: float | None
+
+
+@attrs.frozen
 class EngineSummary:
     """An engine in its present or last life; `requests` are those it serves now."""
 
@@ -88,6 +102,7 @@ class EngineSummary:
     tensor_parallel_size: int
     requests: int
     counters: Counters
+    window: Window
 
 
 @attrs.frozen
@@ -96,7 +111,11 @@ class StateSummary:
 
     Attributes:
         nodes: runs of the tree, the root left out.
+        transfers: those that are not over, sends among them.
+        sends: how many of them are sends.
         ignored_finishes: results that came for transfers nobody knew any more.
+        paused_by, paused_for: the engine that lets no request begin, and why; None while all may.
+        clears: how often the cache was cleared.
     """
 
     index: str
@@ -112,7 +131,11 @@ class StateSummary:
     pools: tuple[PoolCounts, ...]
     engines: tuple[EngineSummary, ...]
     transfers: tuple[TransferSummary, ...]
+    sends: int
     ignored_finishes: int
+    paused_by: str | None
+    paused_for: str | None
+    clears: int
 
 
 def summarise(index: str, state: State, digest: str) -> StateSummary:
@@ -124,14 +147,18 @@ def summarise(index: str, state: State, digest: str) -> StateSummary:
         digest=digest,
         block_size=state.block_size,
         hash_scheme=state.hash_scheme,
-        policy=Policy(state.write_policy, state.free_low, state.free_high),
+        policy=Policy(state.write_policy, state.free_low, state.free_high, state.policy_chosen),
         nodes=len(state.nodes) - 1,
         requests=sum(len(engine.requests) for engine in engines),
         counters=count_tokens(engines),
         pools=count_pools(state),
         engines=tuple(map(summarise_engine, engines)),
         transfers=summarise_transfers(state),
+        sends=len(state.sends),
         ignored_finishes=state.ignored_finishes,
+        paused_by=state.paused_by,
+        paused_for=None if state.paused_by is None else state.paused_for,
+        clears=state.clears,
     )
 
 
@@ -145,7 +172,13 @@ def summarise_engine(engine: Engine) -> EngineSummary:
         tensor_parallel_size=engine.tensor_parallel_size,
         requests=len(engine.requests),
         counters=count_tokens([engine]),
+        window=_window(engine),
     )
+
+
+def _window(engine: Engine) -> Window:
+    seen, hit, prompt, matched, host = (now - then for now, then in zip(engine.counters, engine.window, strict=True))
+    return Window(seen, hit, prompt, matched, host, matched / prompt if prompt else None)
 
 
 def count_tokens(engines: Iterable[Engine]) -> Counters:
@@ -186,9 +219,8 @@ def _count_pool(state: State, pool: Pool) -> PoolCounts:
             private += engine.held[pool.name].total
         if engine.gpu_pool == pool.name:
             private += sum(ranges.count(private_ranges(request)) for request in engine.requests.values())
-    quarantined = sum(
-        ranges.count(transfer.quarantine) for transfer in state.transfers.values() if transfer.destination == pool.name
-    )
+    moving: list[Transfer | Send] = [*state.transfers.values(), *state.sends.values()]
+    quarantined = sum(ranges.count(each.quarantine) for each in moving if each.destination == pool.name)
     return PoolCounts(
         pool=pool.name,
         tier=pool.tier,

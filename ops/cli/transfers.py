@@ -1,4 +1,4 @@
-"""Transfers and the workers that end them, as the log tells of them.
+"""Transfers, sends among them, and the workers that end them, as the log tells of them.
 
 Owns what a command that reads a log has to know beyond single facts: whose transfer an id names, what a worker may
 write, and the transfers of a state with the blocks they move. Pure.
@@ -11,17 +11,17 @@ from typing import Final
 import attrs
 
 from events.errors import CorruptState
-from events.facts import BlockRanges, Fact, TransferCancelled, TransferFinished, TransferStarted
+from events.facts import BlockRanges, Fact, SendStarted, TransferCancelled, TransferFinished, TransferStarted
 from events.ports import Entry
 from statecore import ranges
-from statecore.state import GPU, State, Transfer
+from statecore.results import CANCELLED, UNDER_WAY
+from statecore.sends import Send, overlap
+from statecore.state import GPU, SEND, State, Transfer
 from statecore.transfers import covers
 from statecore.tree import path_nodes
 
 WORKER: Final = "worker:"
 """A worker writes as `worker:<gpu pool>`, in session 0: it has no life that could be fenced."""
-
-UNDER_WAY, CANCELLED = "under way", "cancelled"
 
 
 @attrs.frozen
@@ -29,10 +29,12 @@ class TransferSummary:
     """A transfer of a state: not finished, or cancelled and not reported by every rank yet.
 
     Attributes:
-        state: "under way", or "cancelled" (its destination is in quarantine until the workers have reported).
+        state: "under way", or "cancelled" (a worker may still write its destination until all ranks have reported).
         source_blocks: empty when cancelled: they may have moved on since.
-        node, start, end: blocks `start` … `end`-1 of the path that ends at `node`.
-        waiting: requests whose path ends on what it brings.
+        quarantine: those of the destination's blocks that belong to nobody until then.
+        node, start, end: blocks `start` … `end`-1 of the path that ends at `node`; None for a send.
+        waiting: requests whose path ends on what it brings, or the one it hands over.
+        request, receiver: of a send, what the sender calls the request, and the engine that goes on with it.
     """
 
     transfer: str
@@ -44,16 +46,22 @@ class TransferSummary:
     source_blocks: BlockRanges
     destination: str
     destination_blocks: BlockRanges
-    node: int
-    start: int
-    end: int
+    quarantine: BlockRanges
+    node: int | None
+    start: int | None
+    end: int | None
     ranks: int
     waiting: tuple[str, ...]
+    request: str | None = None
+    receiver: str | None = None
 
 
 def summarise_transfers(state: State) -> tuple[TransferSummary, ...]:
-    """Every transfer of a state, oldest first."""
-    return tuple(_summarise(state, transfer) for transfer in state.transfers.values())
+    """Every transfer of a state, those between the tiers first, then the sends; oldest first."""
+    return (
+        *(_summarise(state, transfer) for transfer in state.transfers.values()),
+        *map(_summarise_send, state.sends.values()),
+    )
 
 
 def _summarise(state: State, transfer: Transfer) -> TransferSummary:
@@ -68,11 +76,35 @@ def _summarise(state: State, transfer: Transfer) -> TransferSummary:
         source_blocks=_blocks(transfer, transfer.source) if open_ else (),
         destination=transfer.destination,
         destination_blocks=_blocks(transfer, transfer.destination) if open_ else transfer.quarantine,
+        quarantine=transfer.quarantine,
         node=transfer.node.id,
         start=transfer.start,
         end=transfer.end,
         ranks=transfer.ranks,
         waiting=_waiting(state, transfer) if open_ else (),
+    )
+
+
+def _summarise_send(send: Send) -> TransferSummary:
+    open_ = not send.cancelled
+    return TransferSummary(
+        transfer=send.id,
+        kind=SEND,
+        state=UNDER_WAY if open_ else CANCELLED,
+        engine=send.engine,
+        blocks=send.blocks,
+        source=send.source,
+        source_blocks=send.source_blocks if open_ else (),
+        destination=send.destination,
+        destination_blocks=send.destination_blocks,
+        quarantine=overlap(send.destination_blocks, send.quarantine),
+        node=None,
+        start=None,
+        end=None,
+        ranks=send.ranks,
+        waiting=(send.request,) if open_ else (),
+        request=send.request,
+        receiver=send.receiver,
     )
 
 
@@ -101,16 +133,29 @@ def _waiting(state: State, transfer: Transfer) -> tuple[str, ...]:
 
 def transfer_of(fact: Fact) -> str | None:
     """The transfer a fact is about."""
-    return fact.transfer if isinstance(fact, TransferStarted | TransferFinished | TransferCancelled) else None
+    if isinstance(fact, TransferStarted | SendStarted | TransferFinished | TransferCancelled):
+        return fact.transfer
+    return None
 
 
-def engine_of(fact: Fact) -> str | None:
-    """The engine a fact is about; that of a transfer is the first part of its id."""
-    transfer = transfer_of(fact)
-    if transfer is not None:
-        return transfer.rpartition(":")[0]
-    engine = getattr(fact, "engine", None)
-    return engine if isinstance(engine, str) else None
+@attrs.define
+class Concerned:
+    """The engines facts are about, when asked in the order of the log.
+
+    That of a transfer is the first part of its id. A send has a receiver too, which only its start names.
+    """
+
+    _receivers: dict[str, str] = attrs.field(factory=dict)
+
+    def by(self, fact: Fact) -> tuple[str, ...]:
+        transfer = transfer_of(fact)
+        if transfer is None:
+            engine = getattr(fact, "engine", None)
+            return (engine,) if isinstance(engine, str) else ()
+        if isinstance(fact, SendStarted):
+            self._receivers[transfer] = fact.receiver
+        sender, receiver = transfer.rpartition(":")[0], self._receivers.get(transfer)
+        return (sender,) if receiver is None else (sender, receiver)
 
 
 def is_by_worker(entry: Entry) -> bool:
@@ -131,10 +176,14 @@ def require_workers_right(state: State, entry: Entry) -> None:
                 f"{entry.engine!r} wrote {type(fact).__name__}: a worker may only say that a transfer has finished",
                 position=entry.position,
             )
-        transfer = state.transfers.get(fact.transfer)
-        if transfer is not None and pool.name not in (transfer.source, transfer.destination):
+        transfer = state.transfers.get(fact.transfer) or state.sends.get(fact.transfer)
+        if transfer is None:
+            continue
+        its_own = (transfer.source,) if isinstance(transfer, Send) else (transfer.source, transfer.destination)
+        if pool.name not in its_own:
+            what = SEND if isinstance(transfer, Send) else "transfer"
             raise CorruptState(
-                f"{entry.engine!r} finished transfer {fact.transfer!r}, which goes from {transfer.source!r} to "
+                f"{entry.engine!r} finished {what} {fact.transfer!r}, which goes from {transfer.source!r} to "
                 f"{transfer.destination!r}",
                 position=entry.position,
             )

@@ -16,8 +16,13 @@ from events.facts import (
     BLOCK_HASH_BYTES,
     FACT_TYPES,
     BlockRanges,
+    CacheCleared,
     Fact,
     PolicyChosen,
+    PoolResized,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
     TransferFinished,
     TransferStarted,
@@ -91,12 +96,39 @@ def _transfer_started(fact: TransferStarted) -> str:
     )
 
 
+def _send_started(fact: SendStarted) -> str:
+    return (
+        f"{fact.transfer}: send of request {fact.request} to engine {fact.receiver}, "
+        f"{fact.source} {block_words(fact.source_blocks)} → {fact.destination} {block_words(fact.destination_blocks)}"
+    )
+
+
 def _transfer_finished(fact: TransferFinished) -> str:
-    return f"{fact.transfer}: done" if fact.ok else f"{fact.transfer}: failed ({fact.reason or 'no reason given'})"
+    return f"{fact.transfer}: done" if fact.ok else f"{fact.transfer}: failed ({_reason(fact)})"
 
 
 def _transfer_cancelled(fact: TransferCancelled) -> str:
-    return f"{fact.transfer}: {fact.reason or 'no reason given'}"
+    return f"{fact.transfer}: {_reason(fact)}"
+
+
+def _pool_resized(fact: PoolResized) -> str:
+    return f"pool {fact.pool} has {fact.blocks} block{'' if fact.blocks == 1 else 's'} from now on"
+
+
+def _service_paused(fact: ServicePaused) -> str:
+    return f"no request may begin: {_reason(fact)}"
+
+
+def _service_resumed(fact: ServiceResumed) -> str:
+    return f"requests may begin again: {_reason(fact)}"
+
+
+def _cache_cleared(fact: CacheCleared) -> str:
+    return f"all that was cached is forgotten: {_reason(fact)}"
+
+
+def _reason(fact: TransferFinished | TransferCancelled | ServicePaused | ServiceResumed | CacheCleared) -> str:
+    return fact.reason or "no reason given"
 
 
 _SENTENCES: Final[dict[type, Callable[[Any], str]]] = {
@@ -104,4 +136,9 @@ _SENTENCES: Final[dict[type, Callable[[Any], str]]] = {
     TransferStarted: _transfer_started,
     TransferFinished: _transfer_finished,
     TransferCancelled: _transfer_cancelled,
+    SendStarted: _send_started,
+    PoolResized: _pool_resized,
+    ServicePaused: _service_paused,
+    ServiceResumed: _service_resumed,
+    CacheCleared: _cache_cleared,
 }

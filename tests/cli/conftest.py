@@ -11,7 +11,8 @@ import redis
 
 from events import connect
 from events.keys import IndexKeys
-from tests.cli import scenario
+from tests.cli import handover, scenario
+from tests.cli.handover import SPLIT
 from tests.cli.scenario import INDEX, TIERS, Story, Tiers, clone, statecore
 
 _numbers = itertools.count(1)
@@ -32,6 +33,19 @@ def story(server: str) -> Story:
 @pytest.fixture(scope="session")
 def tiers(server: str) -> Tiers:
     return scenario.tell_tiers(server)
+
+
+@pytest.fixture(scope="session")
+def split(server: str) -> Tiers:
+    return handover.tell_split(server)
+
+
+@pytest.fixture(scope="session")
+def exported_split(split: Tiers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The story of the requests that are handed over as a file."""
+    file = tmp_path_factory.mktemp("exported") / "split.jsonl"
+    assert statecore("export", file, "--url", split.url, "--index", SPLIT).exit_code == 0
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +83,14 @@ def copy(client: redis.Redis, story: Story) -> Iterator[IndexKeys]:
 def copied_tiers(client: redis.Redis, tiers: Tiers) -> Iterator[IndexKeys]:
     """A copy of the story of the two tiers to damage."""
     keys = clone(client, TIERS, f"copy-{next(_numbers)}-to-{tiers.end}")
+    yield keys
+    client.delete(keys.log, keys.head, keys.fence)
+
+
+@pytest.fixture
+def copied_split(client: redis.Redis, split: Tiers) -> Iterator[IndexKeys]:
+    """A copy of the story of the requests that are handed over to damage."""
+    keys = clone(client, SPLIT, f"copy-{next(_numbers)}-to-{split.end}")
     yield keys
     client.delete(keys.log, keys.head, keys.fence)
 

@@ -1,8 +1,8 @@
 """Two small histories that have one of everything an operator may look for, and the command run on them.
 
-Owns the stories the tests in this folder tell. One has two engines of one pool, shared prefixes, a duplicate, an
-eviction, an end and a second life; the other a host tier, with transfers in every state. What the commands print is
-compared with what the engines themselves said while it happened.
+Owns the stories the tests in this folder tell, but that of `handover.py`. One has two engines of one pool, shared prefixes,
+a duplicate, an eviction, an end and a second life; the other a host tier, with transfers in every state. What the commands
+print is compared with what the engines themselves said while it happened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from events import connect
 from events.codec import decode, encode
-from events.facts import Fact, TransferFinished, TransferStarted
+from events.facts import Fact, SendStarted, TransferFinished, TransferStarted
 from events.keys import IndexKeys
 from events.log import LogConnection
 from events.ports import Base, Commit, RawAppended
@@ -129,7 +129,7 @@ def tell_tiers(url: str, index: str = TIERS) -> Tiers:
     with connect(url) as connection:
         engine = CacheIndex(
             connection, name=index, engine="engine-0", gpu_pool="gpu", gpu_blocks=12, cpu_blocks=16,
-            block_size=BLOCK_SIZE, tensor_parallel_size=2, policy=Policy(), follow=False,
+            block_size=BLOCK_SIZE, tensor_parallel_size=2, policy=Policy(free_low=0, free_high=0), follow=False,
         )  # fmt: skip
 
         @contextmanager
@@ -180,16 +180,20 @@ def tell_tiers(url: str, index: str = TIERS) -> Tiers:
     return Tiers(url, at["end"], digests, at)
 
 
-def finish(connection: LogConnection, index: str, transfer: str, reason: str = "") -> None:
+def finish(connection: LogConnection, index: str, transfer: str, reason: str = "", worker: str = "worker:gpu") -> None:
     """What the last rank's worker writes: at whatever the head is, and it moves what its job said."""
     log, transport = connection.log(index, follow=False), connection.backend.transport(index)
-    started = {
-        fact.transfer: fact for entry in log.read(0) for fact in entry.facts if isinstance(fact, TransferStarted)
-    }
+    [started] = [
+        fact
+        for entry in log.read(0)
+        for fact in entry.facts
+        if isinstance(fact, TransferStarted | SendStarted) and fact.transfer == transfer
+    ]
+    touches = finish_touches(started) if isinstance(started, TransferStarted) else ((), ())
     record = encode(
         Commit(
             id=f"finish-{transfer}",
-            engine="worker:gpu",
+            engine=worker,
             session=0,
             facts=(TransferFinished(transfer, not reason, reason),),
             checks=(),
@@ -200,11 +204,11 @@ def finish(connection: LogConnection, index: str, transfer: str, reason: str = "
     head = log.head()
     reply = transport.append(
         record,
-        engine="worker:gpu",
+        engine=worker,
         session=0,
         base=Base(head.position, head.commit_id),
         checks=(),
-        touches=finish_touches(started[transfer])[bool(reason)],
+        touches=touches[bool(reason)],
         fences=(),
     )
     assert isinstance(reply, RawAppended)

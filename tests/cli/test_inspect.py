@@ -183,6 +183,20 @@ def test_an_engine_has_its_lives_counters_and_requests(story: Story) -> None:
     assert "EngineLost" in text
 
 
+def test_an_engine_shows_its_hit_rate_of_late(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hit rate that has broken down today would hide behind a good year."""
+    assert "lately" not in shown(story, "engine", "engine-1")
+    monkeypatch.setattr("statecore.evolve.COUNTING_WINDOW", 3)
+
+    engine = inspected(story, "engine", "engine-1")
+
+    assert (engine["counters"]["requests_seen"], engine["counters"]["prompt_tokens"]) == (4, 140)
+    assert engine["window"] == {
+        "requests_seen": 1, "requests_hit": 1, "prompt_tokens": 20, "matched_tokens": 16, "host_tokens": 0, "hit_rate": 0.8,
+    }  # fmt: skip
+    assert "lately    80.0 % (16 of 20 prompt tokens reused; 1 of 1 request hit)" in shown(story, "engine", "engine-1")
+
+
 def test_an_engine_shows_what_it_holds_itself_and_its_requests_at_that_time(story: Story) -> None:
     """Blocks held outside of any request would look like a leak."""
     engine = inspected(story, "engine", "engine-0", "--at", story.before_end)
@@ -286,18 +300,22 @@ def test_transfers_show_what_moves_and_who_waits(tiers: Tiers) -> None:
     assert under_way == {
         "transfer": "engine-0:5", "kind": "swap_in", "state": "under way", "engine": "engine-0", "blocks": 4,
         "source": "cpu:host", "source_blocks": [[0, 4]], "destination": "gpu", "destination_blocks": [[0, 4]],
-        "node": 1, "start": 0, "end": 4, "ranks": 2, "waiting": ["waiting"],
+        "quarantine": [], "node": 1, "start": 0, "end": 4, "ranks": 2, "waiting": ["waiting"], "request": None,
+        "receiver": None,
         "started_position": tiers.end, "started_at": under_way["started_at"],
     }  # fmt: skip
     assert (cancelled["transfer"], cancelled["state"], cancelled["kind"]) == ("engine-0:4", "cancelled", "swap_out")
     assert (cancelled["source_blocks"], cancelled["destination_blocks"]) == ([], [[8, 4]])
+    assert cancelled["quarantine"] == [[8, 4]]
     assert (cancelled["waiting"], cancelled["started_position"]) == ([], 21)
     assert (transfers["started"], transfers["ignored_finishes"]) == (6, 0)
 
     lines = seen_text(tiers, "transfers").splitlines()
     assert lines[1].split("  ")[0] == "transfer"
-    assert "engine-0:5  swap in   under way       4  cpu:host 0-3  gpu 0-3" in lines[3]
-    assert lines[3].endswith("waiting")
+    assert (
+        "engine-0:5  swap in   under way       4  cpu:host 0-3  gpu 0-3        waiting    blocks 0-3 to node 1"
+        in lines[3]
+    )
     assert "gpu       4 blocks arrived, 4 rescued" in lines
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import orjson
+import pytest
 
 from events import connect
 from statecore import CacheIndex
@@ -78,6 +82,32 @@ def test_following_shows_what_comes_and_ends_with_ctrl_c(story: Story, exported:
     assert (last["position"], joined["position"], joined["engine"]) == (19, 20, "engine-9")
     assert follower.returncode == 130
     assert (rest, errors.strip()) == (b"", b"")
+
+
+@pytest.mark.parametrize("width", [60, 100])
+@pytest.mark.parametrize("command", [["replay"], ["inspect", "pools"], ["inspect", "transfers"]], ids=" ".join)
+def test_a_table_too_wide_for_the_terminal_goes_on_below(exported_tiers: Path, command: list[str], width: int) -> None:
+    """Columns that do not fit would shrink to nothing, the names of pools and engines first."""
+    piped = statecore(*command, "--file", exported_tiers).stdout
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (50, width))
+    done = subprocess.Popen(
+        [sys.executable, "-m", "ops.cli", *command, "--file", str(exported_tiers)],
+        stdout=theirs, env={"PATH": os.environ["PATH"], "TERM": "xterm"}, cwd=ROOT,
+    )  # fmt: skip
+    os.close(theirs)
+    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # EIO: the other side has closed
+        seen = bytearray()
+        while data := terminal.read(4096):
+            seen += data
+    assert done.wait(timeout=10) == 0
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", seen.decode()).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert not [line for line in lines if "…" in line]
+    words = {word for line in lines for word in line.split()}
+    assert {word for word in piped.split() if str(exported_tiers) not in word} <= words
+    assert sum(line.startswith("Transfers") for line in lines) == ("pools" not in command)
 
 
 def test_an_error_is_red_on_a_terminal_and_plain_elsewhere() -> None:

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from events import connect
 from ops.cli import output, replaying
+from statecore import CacheIndex
 from tests.cli.scenario import INDEX, TIERS, Story, Tiers, answer, complaint, statecore
 
 
@@ -147,7 +149,7 @@ def test_the_summary_has_the_host_tier(tiers: Tiers) -> None:
     where = ("--url", tiers.url, "--index", TIERS)
     summary = answer(statecore("replay", *where, "--json"))
 
-    assert summary["policy"] == {"write": "write_back", "free_low": 0, "free_high": 0}
+    assert summary["policy"] == {"write": "write_back", "free_low": 0, "free_high": 0, "chosen": True}
     assert [transfer["transfer"] for transfer in cast("list[dict[str, Any]]", summary["transfers"])] == [
         "engine-0:4",
         "engine-0:5",
@@ -162,6 +164,18 @@ def test_the_summary_has_the_host_tier(tiers: Tiers) -> None:
     assert "(48 of 212 prompt tokens reused, 32 from the host; 4 of 9 requests hit)" in text
     assert "engine-0:5  swap in   under way" in text
     assert "Transfers\n" not in statecore("replay", *where, "--to", tiers.at["rescued"]).stdout
+
+
+def test_the_policy_an_index_got_with_its_first_host_pool_is_shown(server: str, name: str) -> None:
+    """Copies would leave for the host, and nobody could see by which rule."""
+    with connect(server) as connection:
+        CacheIndex(connection, name=name, engine="a", gpu_blocks=4, cpu_blocks=4, block_size=4, follow=False)
+        where = ("--url", server, "--index", name)
+        text = statecore("replay", *where).stdout
+        summary = answer(statecore("replay", *where, "--json"))
+
+    assert "host tier  write back, swap-outs under 10 % free until 20 %\n" in text
+    assert summary["policy"] == {"write": "write_back", "free_low": 10, "free_high": 20, "chosen": True}
 
 
 def test_one_tier_shows_no_columns_of_the_other(story: Story) -> None:

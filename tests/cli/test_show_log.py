@@ -9,9 +9,14 @@ import redis
 
 from events.facts import (
     FACT_TYPES,
+    CacheCleared,
     Fact,
     PolicyChosen,
+    PoolResized,
     RequestReleased,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
     TransferFinished,
     TransferStarted,
@@ -190,6 +195,15 @@ TOLD = ("PolicyChosen", "TransferStarted", "TransferFinished", "TransferCancelle
             "b:0: write through, gpu 4 → cpu 0, blocks 2 of the path to node -1, engine b",
         ),
         (RequestReleased("b", "r", ()), "engine b, request r, freed none"),
+        (
+            SendStarted("b:7", "b", "r", "d", "gpu:b", ((4, 2), (9, 1)), "gpu:d", ((0, 3),)),
+            "b:7: send of request r to engine d, gpu:b 4-5, 9 → gpu:d 0-2, engine b",
+        ),
+        (PoolResized("gpu", 1), "pool gpu has 1 block from now on"),
+        (ServicePaused("a", "new weights"), "no request may begin: new weights"),
+        (ServicePaused("b", ""), "no request may begin: no reason given, engine b"),
+        (ServiceResumed("a", "they are here"), "requests may begin again: they are here"),
+        (CacheCleared("a", "new weights"), "all that was cached is forgotten: new weights"),
     ],
 )
 def test_a_fact_in_words(fact: Fact, words: str) -> None:

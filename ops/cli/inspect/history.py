@@ -1,7 +1,7 @@
 """What the log says about one request, engine or transfer, collected while it is replayed.
 
-Owns when a request begins and ends (it also ends with its engine's life, which no fact about the request says), and that
-the end of a swap-in belongs to the request it was started for.
+Owns when a request begins and ends (it also ends with its engine's life, which no fact about the request says), that the
+end of a swap-in or a send belongs to the request it was started for, and that a send is a matter of both its engines.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from events.facts import (
     Fact,
     PrefixMatched,
     RequestReleased,
+    SendStarted,
+    TransferCancelled,
     TransferFinished,
     TransferStarted,
 )
 from events.ports import Entry
 from ops.cli.output import iso_time
-from ops.cli.transfers import engine_of, transfer_of
+from ops.cli.transfers import Concerned, transfer_of
+from statecore import ranges
+from statecore.results import CANCELLED, DONE, FAILED, UNDER_WAY
 from statecore.state import State
 
 
@@ -42,33 +46,41 @@ class Event:
 
 @attrs.define
 class RequestHistory:
-    """Facts about the requests of one id, per engine that served one."""
+    """Facts about the requests of one id, per engine that served one, or that one was sent to.
+
+    Attributes:
+        engine: only this one's, if given.
+        begun: engines in which a request of that id began.
+    """
 
     request: str
     engine: str | None
     events: dict[str, list[Event]] = attrs.field(factory=dict)
+    begun: set[str] = attrs.field(factory=set)
     _live: set[str] = attrs.field(factory=set)
     _transfers: set[str] = attrs.field(factory=set)
+    _concerned: Concerned = attrs.field(factory=Concerned)
 
     def watch(self, _state: State, entry: Entry) -> None:
         for fact in entry.facts:
-            engine = engine_of(fact)
-            if engine is None or self.engine not in (None, engine):
-                continue
-            if getattr(fact, "request", None) == self.request:
-                if isinstance(fact, PrefixMatched):
-                    self._live.add(engine)
-                elif isinstance(fact, RequestReleased):
-                    self._live.discard(engine)
-                elif isinstance(fact, TransferStarted):
-                    self._transfers.add(fact.transfer)
-            elif transfer_of(fact) in self._transfers:
-                pass
-            elif isinstance(fact, EngineLeft | EngineLost) and engine in self._live:
-                self._live.discard(engine)
-            else:
-                continue
-            self.events.setdefault(engine, []).append(Event(entry.position, entry.at_ms, entry.engine, fact))
+            for engine in self._concerned.by(fact):
+                if self.engine in (None, engine) and self._is_about(fact, engine):
+                    self.events.setdefault(engine, []).append(Event(entry.position, entry.at_ms, entry.engine, fact))
+
+    def _is_about(self, fact: Fact, engine: str) -> bool:
+        if isinstance(fact, EngineLeft | EngineLost) and engine in self._live:
+            self._live.discard(engine)
+            return True
+        if getattr(fact, "request", None) != self.request:
+            return transfer_of(fact) in self._transfers
+        if isinstance(fact, PrefixMatched):
+            self.begun.add(engine)
+            self._live.add(engine)
+        elif isinstance(fact, RequestReleased):
+            self._live.discard(engine)
+        elif isinstance(fact, TransferStarted | SendStarted):
+            self._transfers.add(fact.transfer)
+        return True
 
 
 @attrs.define
@@ -106,12 +118,68 @@ def watch_lives(engine: str, lives: list[Life]) -> Callable[[State, Entry], None
     return watch
 
 
+@attrs.define
+class Sending:
+    """A send that an engine took part in. `ended` is None while it is under way."""
+
+    send: SendStarted
+    started: Event
+    ended: Event | None = None
+
+    @property
+    def outcome(self) -> str:
+        """ "under way", "done", "failed" or "cancelled"."""
+        match None if self.ended is None else self.ended.fact:
+            case TransferCancelled():
+                return CANCELLED
+            case TransferFinished(ok=ok):
+                return DONE if ok else FAILED
+            case _:
+                return UNDER_WAY
+
+    @property
+    def reason(self) -> str:
+        return "" if self.ended is None else str(getattr(self.ended.fact, "reason", ""))
+
+    def as_dict(self) -> dict[str, object]:
+        ended = self.ended
+        return {
+            "transfer": self.send.transfer,
+            "sender": self.send.engine,
+            "receiver": self.send.receiver,
+            "request": self.send.request,
+            "blocks": ranges.count(self.send.source_blocks),
+            "started_position": self.started.position,
+            "started_at": iso_time(self.started.at_ms),
+            "ended_position": None if ended is None else ended.position,
+            "ended_at": None if ended is None else iso_time(ended.at_ms),
+            "outcome": self.outcome,
+            "reason": self.reason,
+        }
+
+
+def watch_sends(engine: str, sends: dict[str, Sending]) -> Callable[[State, Entry], None]:
+    """Collects the sends from and to an engine, by id; the first end counts."""
+
+    def watch(_state: State, entry: Entry) -> None:
+        for fact in entry.facts:
+            event = Event(entry.position, entry.at_ms, entry.engine, fact)
+            if isinstance(fact, SendStarted) and engine in (fact.engine, fact.receiver):
+                sends[fact.transfer] = Sending(fact, event)
+            elif isinstance(fact, TransferFinished | TransferCancelled):
+                send = sends.get(fact.transfer)
+                if send is not None and send.ended is None:
+                    send.ended = event
+
+    return watch
+
+
 def watch_starts(starts: dict[str, Event]) -> Callable[[State, Entry], None]:
     """Collects the start of every transfer that has not finished, by id."""
 
     def watch(_state: State, entry: Entry) -> None:
         for fact in entry.facts:
-            if isinstance(fact, TransferStarted):
+            if isinstance(fact, TransferStarted | SendStarted):
                 starts[fact.transfer] = Event(entry.position, entry.at_ms, entry.engine, fact)
             elif isinstance(fact, TransferFinished):
                 starts.pop(fact.transfer, None)

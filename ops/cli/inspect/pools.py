@@ -26,7 +26,7 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
       pinned       hold a prefix in use, or one that a transfer reads
       private      belong to one request, or to an engine itself
       filling      a transfer brings their bytes
-      quarantined  of a cancelled transfer: a worker may still write into them
+      quarantined  of a cancelled transfer or send: a worker may still write into them
     leaving        those of the pinned that a swap-out takes away, unless they are used again
     evicted, arrived, rescued    dropped, brought by transfers, used again before they had left: so far
     """

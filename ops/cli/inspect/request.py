@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from events.errors import InvalidInput
-from events.facts import BlockRanges
+from events.facts import BlockRanges, EngineLeft, EngineLost, RequestReleased
 from ops.cli.inspect.history import Event, RequestHistory
 from ops.cli.inspect.view import View, copy_marks, inspect_options, opened_view
 from ops.cli.output import count, iso_time, number, show, table, write_json
@@ -24,6 +24,7 @@ from statecore.state import Engine, Node, Request
 from statecore.tree import path_nodes
 
 SHARED, DUPLICATE, PRIVATE = "shared", "duplicate", "private"
+_ENDS = (RequestReleased, EngineLeft, EngineLost)  # after it, only news of its transfers comes
 
 
 @attrs.frozen
@@ -64,7 +65,8 @@ def command(where: Where, at: int | None, as_json: bool, request_id: str, engine
       duplicate   the request's own block, beside one of the tree with the same content
       private     the request's own block: not full yet, or not in the tree yet
 
-    A request that has ended has no table any more; use --at with a position before its end.
+    A request that has ended has no table any more; use --at with a position before its end. One that was handed over has
+    a history in both engines.
 
     \b
     Examples:
@@ -76,18 +78,19 @@ def command(where: Where, at: int | None, as_json: bool, request_id: str, engine
         if not history.events:
             by = "" if engine is None else f" of engine {engine!r}"
             raise InvalidInput(f"up to position {view.state.position} the log knows no request {request_id!r}{by}")
-        if len(history.events) > 1:
+        owners = history.begun or history.events.keys()
+        if len(owners) > 1:
             raise InvalidInput(
-                f"engines {', '.join(sorted(history.events))} each have a request {request_id!r}: say which with --engine"
+                f"engines {', '.join(sorted(owners))} each have a request {request_id!r}: say which with --engine"
             )
-        [(name, events)] = history.events.items()
-        owner = view.state.engines[name]
+        [name] = owners
+        owner, events = view.state.engines[name], history.events[name]
         request = owner.requests.get(request_id)
         parts = [] if request is None else list(table_parts(request, owner.gpu_pool))
         if as_json:
             write_json(_as_dict(view, owner, request_id, request, parts, events))
         else:
-            _show(view, owner, request_id, request, parts, events)
+            _show(view, owner, request_id, _state_of(request, parts, events, name in history.begun), parts, events)
 
 
 def table_parts(request: Request, pool: str) -> Iterator[Part]:
@@ -135,20 +138,25 @@ def _as_dict(
     }
 
 
-def _show(
-    view: View, owner: Engine, request_id: str, request: Request | None, parts: list[Part], events: list[Event]
-) -> None:
-    if request is None:
-        state = f"ended at position {number(events[-1].position)}; see its blocks with --at {events[-1].position - 1}"
-    else:
+def _state_of(request: Request | None, parts: list[Part], events: list[Event], begun: bool) -> str:
+    if request is not None:
         blocks = parts[-1].end if parts else 0
-        state = f"live: {count(blocks, 'block')}, {number(request.path_blocks)} of them on the path"
+        return f"live: {count(blocks, 'block')}, {number(request.path_blocks)} of them on the path"
+    if not begun:
+        return (
+            f"sent here at position {number(events[0].position)}, into blocks of another request or the engine itself"
+        )
+    ended = max(event.position for event in events if isinstance(event.fact, _ENDS))
+    return f"ended at position {number(ended)}; see its blocks with --at {ended - 1}"
+
+
+def _show(view: View, owner: Engine, request_id: str, state: str, parts: list[Part], events: list[Event]) -> None:
     what = pairs(
         ("request", f"{request_id} of engine {owner.name}, pool {owner.gpu_pool}"),
         ("at", f"position {number(view.state.position)} of index {view.index!r}"),
         ("state", state),
     )
-    happened = table("position#", "time", "fact", "", title="What happened")
+    happened = table("position#", "time", "fact", "~", title="What happened")
     for event in events:
         when = iso_time(event.at_ms) or f"{event.at_ms} ms"
         words = fact_words(event.fact, owner.name)
@@ -158,7 +166,7 @@ def _show(
 
 def _table_of(parts: list[Part], block_size: int) -> Table:
     made = table(
-        "tokens", "places", "kind", "blocks#", "block ids", "node#", "refs#", "", title="Blocks, in token order"
+        "tokens", "places", "kind", "blocks#", "block ids~", "node#", "refs#", "~", title="Blocks, in token order"
     )
     for part in parts:
         made.add_row(

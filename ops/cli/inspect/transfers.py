@@ -1,4 +1,4 @@
-"""`statecore inspect transfers`: what moves between the tiers, since when, and who waits for it."""
+"""`statecore inspect transfers`: what moves between tiers and from engine to engine, since when, and who waits for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
 
     \b
     under way    workers copy its blocks
-    cancelled    nobody wants it any more; its destination is in quarantine until every rank has reported
+    cancelled    nobody wants it any more; what it may still write of blocks that have lost their owner is in
+                 quarantine until every rank has reported
+
+    A send hands a request over: its receiver waits, and it has no place in the tree.
 
     Which ranks have reported is not in the log. What became of a transfer that is over: statecore log --engine NAME
     --fact TransferFinished --fact TransferCancelled.
