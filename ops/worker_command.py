@@ -12,7 +12,7 @@ import click
 
 from events.errors import InvalidInput
 from workers.stores import StoreSettings
-from workers.worker_process import WorkerSettings, serve_until_signalled
+from workers.worker_process import WorkerSettings, restart_with, serve_until_signalled
 
 
 @click.command("worker")
@@ -55,4 +55,5 @@ def command(
     if name is not None:
         settings["name"] = name
     held = StoreSettings(store, layout, host_pool, host_blocks)
+    restart_with(held.environment())
     sys.exit(serve_until_signalled(url, WorkerSettings(store=held, **settings)))

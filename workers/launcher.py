@@ -25,6 +25,7 @@ from events import connect, limits
 from events.errors import InvalidInput
 from events.job_ports import Heartbeat
 from events.job_queue import this_host
+from workers.rank_lock import remove_dead_locks
 from workers.stores import StoreSettings
 from workers.worker_process import URL_VARIABLE, WorkerSettings
 
@@ -79,6 +80,7 @@ def launch_workers(
                 time.sleep(_POLL_S)
         except BaseException:
             stop_workers(workers, timeout_s=0.0)
+            remove_dead_locks(index)
             raise
     return workers
 
@@ -103,7 +105,12 @@ def _start(url: str, settings: WorkerSettings, log: Path) -> subprocess.Popen[by
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "workers.worker_process", settings.to_json()],
-            env={**settings.store.environment(), **os.environ, URL_VARIABLE: url},
+            env={
+                **settings.store.environment(),
+                **os.environ,
+                **settings.store.visible(settings.rank),
+                URL_VARIABLE: url,
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

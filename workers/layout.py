@@ -8,7 +8,8 @@ the header of shared memory. Knows nothing about where the bytes are.
     tensor    0          1          2          3              2 * layer       2 * layer + 1
     holds     keys 0     values 0   keys 1     values 1   …   keys of layer   values of layer
 
-so the bytes accounted for are the bytes mapped, and nothing else: `total_bytes` (E-47).
+(an attention that keeps no values has one tensor per layer), so the bytes accounted for are the bytes mapped, and nothing
+else: `total_bytes` (E-47).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ POOL_BYTES_MAX: Final = 1 << 46
 """64 TiB in one pool of one rank: above the address space of one process on x86-64, so a mixed-up shape."""
 
 _FIELDS: Final = frozenset({"layers", "num_blocks", "block_shape", "dtype"})
+_WITHOUT_VALUES: Final = {"values": False}
+"""In the JSON form of a layout only where it is so."""
 
 
 def format_shape(shape: tuple[int, ...]) -> str:
@@ -81,12 +84,14 @@ class CacheLayout:
         num_blocks: blocks of the pool, the first dimension of every tensor.
         block_shape: the other dimensions, such as (kv_heads, block_size, head_dim).
         dtype: float16, bfloat16, int8 or fp8.
+        values: whether there are value tensors; an attention that compresses both into one tensor has none.
     """
 
     layers: int = attrs.field(converter=_layers)
     num_blocks: int = attrs.field(converter=_num_blocks)
     block_shape: tuple[int, ...] = attrs.field(converter=_shape)
     dtype: str = attrs.field(converter=_dtype)
+    values: bool = True
 
     def __attrs_post_init__(self) -> None:
         if self.total_bytes > POOL_BYTES_MAX:
@@ -95,7 +100,7 @@ class CacheLayout:
     @property
     def tensors(self) -> int:
         """Key and value tensors together."""
-        return 2 * self.layers
+        return (2 if self.values else 1) * self.layers
 
     @property
     def bytes_per_block_per_tensor(self) -> int:
@@ -117,15 +122,18 @@ class CacheLayout:
 
     def same_block(self, other: CacheLayout) -> bool:
         """Whether a block means the same bytes in both, so that it can be copied. Pools may differ in size."""
-        return (self.layers, self.block_shape, self.dtype) == (other.layers, other.block_shape, other.dtype)
+        return self == attrs.evolve(other, num_blocks=self.num_blocks)
 
     def __str__(self) -> str:
         shape = format_shape(self.block_shape)
-        return f"{self.layers} layers × {self.num_blocks} blocks of [{shape}] {self.dtype}"
+        keys_only = "" if self.values else " (no values)"
+        return f"{self.layers} layers × {self.num_blocks} blocks of [{shape}] {self.dtype}{keys_only}"
 
     def to_json(self) -> str:
         """One line that `from_json` reads back to an equal layout."""
         fields = attrs.asdict(self) | {"block_shape": format_shape(self.block_shape)}
+        if self.values:
+            del fields["values"]
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
 
     @classmethod
@@ -134,13 +142,15 @@ class CacheLayout:
             fields = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise InvalidInput(f"a layout is JSON such as {_EXAMPLE}, not {text!r:.200}: {error}") from error
-        if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        more = {name: fields[name] for name in fields.keys() - _FIELDS} if isinstance(fields, dict) else None
+        if more not in ({}, _WITHOUT_VALUES) or not fields.keys() >= _FIELDS:
             raise InvalidInput(f"a layout is JSON such as {_EXAMPLE}, not {text!r:.200}")
         return cls(
             layers=fields["layers"],
             num_blocks=fields["num_blocks"],
             block_shape=parse_shape(fields["block_shape"]),
             dtype=fields["dtype"],
+            values=not more,
         )
 
 

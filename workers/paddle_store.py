@@ -10,14 +10,20 @@ through `pointer_copy.py` or `cuda_memory.py`, and which address to which is `bl
 | gpu:n | gpu  | tensors of this process, or of the engine          | a segment that holds a CUDA handle each   |
 
 **What has not been run:** place "gpu:n" with a GPU (see `cuda_memory.py`). Its path through this file, from published
-tensors over handles to addresses, is tested with host memory standing in for the GPU. Place "cpu" is tested whenever
-paddle can be imported.
+tensors over handles to addresses, is tested with host memory standing in for the GPU; `tests/stores` runs it where
+there is one. Place "cpu" is tested always: `make test` installs paddle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol
@@ -31,12 +37,16 @@ from events.facts import BlockRanges
 from workers.block_moves import check_ranges, plan, slab, spans
 from workers.cuda_memory import CudaMemory
 from workers.layout import CacheLayout
+from workers.numpy_store import COPY_ENVIRONMENT as HOST_COPY_ENVIRONMENT
 from workers.pattern import pattern
 from workers.pointer_copy import DeviceMemory, HostMemory
 from workers.segment_header import CUDA, HEADER_BYTES, HOST, IPC_HANDLE_BYTES
 from workers.shared_memory import SHARED_FOLDER
 from workers.shared_pools import SharedPools
 from workers.store import PoolMemory
+
+COPY_ENVIRONMENT: Final = HOST_COPY_ENVIRONMENT
+"""On place "cpu" the copies are the same memmove as numpy's."""
 
 _DTYPE: Final = {"float16": "float16", "bfloat16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}
 
@@ -87,6 +97,8 @@ class PaddleStore:
     def create(self, pool: str, tier: str, layout: CacheLayout) -> PoolMemory:
         if self._device is None or tier != "gpu":
             return self._map(self._shared.create(pool, tier, layout))
+        if self._place != "cpu" and not self._paddle.is_compiled_with_cuda():
+            raise InvalidInput(f"this paddle was built without CUDA and cannot make pool {pool!r} on {self._place}")
         tensors = [self._zeros(layout) for _ in range(layout.tensors)]
         if self._place != "cpu":
             self._paddle.device.synchronize(self._place)  # else the zeros may arrive after somebody's first write
@@ -181,8 +193,12 @@ class PaddleStore:
             else:
                 handles = segment.buffer[HEADER_BYTES : segment.header.segment_bytes]
                 self._pools[memory.pool] = self._opened_pool(layout, handles)
-        except BaseException:
-            self._shared.close(memory.pool)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # arrays there would keep the segment in use
+            if memory.created:
+                self._shared.unlink(memory.pool)
+            else:
+                self._shared.close(memory.pool)
             raise
         return memory
 
@@ -268,9 +284,26 @@ def _device(place: str) -> CudaMemory | None:
 
 def _paddle() -> ModuleType:
     try:
-        return importlib.import_module("paddle")
+        with _quiet_import():
+            return importlib.import_module("paddle")
     except ImportError as error:
         raise InvalidInput(
             "the paddle store needs paddlepaddle: install the extra statecore[paddle], or statecore[gpu] for a GPU "
             f"({error})"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Importing paddle warns that tools of its own build are missing, and takes SIGTERM to print a stack trace and die:
+    a worker that is told to stop would be cut off in the middle of a copy. Who had imported it before keeps what is.
+    """
+    mine = "paddle" not in sys.modules and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if mine and handler is not None:  # None: not set from Python, so not to be set again from here
+            signal.signal(signal.SIGTERM, handler)

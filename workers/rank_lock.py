@@ -11,12 +11,15 @@ they are on one machine, and the kernel of that machine knows.
 | free, or its holder has died  | taken            | taken                                                              |
 | held by a process of ours     | InvalidInput     | that process is killed, then taken                                 |
 | held by one we cannot see     | InvalidInput     | InvalidInput (another container: end it there)                     |
+
+A worker that ends takes its file along; one that is killed cannot, and `remove_dead_locks` does. Whoever removes a file
+holds its lock and has looked that the name still is that file's, so a lock that somebody holds keeps its name, and who
+opened the file just before sees that it is no longer in place and begins again.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import signal
 import time
@@ -27,7 +30,7 @@ import orjson
 
 from events import limits
 from events.errors import InvalidInput
-from workers.segment_header import Process
+from workers.segment_header import Process, lock_name, lock_prefix
 from workers.shared_memory import SHARED_FOLDER
 
 _POLL_S: Final = 0.01
@@ -37,8 +40,7 @@ class RankLock:
     """Held from `acquire` to `release`, or to the end of the process, however it comes."""
 
     def __init__(self, index: str, pool: str, rank: int, folder: Path = SHARED_FOLDER) -> None:
-        name = hashlib.sha256(f"{index}\n{pool}\n{rank}".encode()).hexdigest()[:24]
-        self._path = folder / f"statecore-worker-{name}.lock"
+        self._path = folder / lock_name(index, pool, rank)
         self._whose = f"rank {rank} of pool {pool!r} of index {index!r}"
         self._descriptor: int | None = None
 
@@ -63,7 +65,8 @@ class RankLock:
 
     def release(self) -> None:
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
+            if _in_place(self._path, self._descriptor):
+                self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -75,15 +78,10 @@ class RankLock:
 
     def _try(self) -> bool:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise InvalidInput(f"{self._whose}: its lock {self._path} cannot be opened: {error}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            in_place = os.path.samestat(os.fstat(descriptor), os.stat(self._path))  # not one that was just released
-        except (BlockingIOError, FileNotFoundError):
-            in_place = False
-        if not in_place:
+        if not _locked(self._path, descriptor):
             os.close(descriptor)
             return False
         me = Process.current()
@@ -108,6 +106,41 @@ class RankLock:
             return
         except PermissionError as error:
             raise InvalidInput(f"{self._whose} has a worker, pid {holder.pid}, of another user: {error}") from error
+
+
+def remove_dead_locks(index: str, folder: Path = SHARED_FOLDER) -> list[Path]:
+    """Remove the lock files that workers of this index left when they were killed; those that somebody holds stay."""
+    return [path for path in sorted(folder.glob(f"{lock_prefix(index)}*.lock")) if _remove_dead(path)]
+
+
+def _remove_dead(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # it went just now, or is another user's
+        return False
+    try:
+        dead = _locked(path, descriptor)
+        if dead:
+            path.unlink()
+        return dead
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, descriptor: int) -> bool:
+    """Take the lock of an open file. False: somebody holds it, or the file lost its name before we had it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _in_place(path, descriptor)
+
+
+def _in_place(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _namespace() -> str:

@@ -16,14 +16,16 @@ from events.log import LogConnection
 from events.ports import Job
 from statecore import ranges
 from statecore.replica import Replica
-from statecore.scopes import finish_touches
+from statecore.scopes import finish_touches, send_job
 from statecore.state import SWAP_IN, Node, State, Transfer
 from statecore.tree import path_nodes
 
 
 def missing_jobs(state: State, present: Collection[str]) -> tuple[Job, ...]:
     """Jobs of the transfers under way that are not among `present` (transfer ids), oldest first. Pure."""
-    return tuple([_job(transfer) for transfer in state.transfers.values() if transfer.id not in present])
+    jobs = [_job(transfer) for transfer in state.transfers.values() if transfer.id not in present]
+    jobs += [send_job(send) for send in state.sends.values() if send.id not in present]
+    return tuple(jobs)
 
 
 def ring(connection: LogConnection, index: str) -> int:
@@ -44,7 +46,8 @@ def ring(connection: LogConnection, index: str) -> int:
 def ring_missing(connection: LogConnection, index: str, state: State) -> int:
     """`ring` for who has a replica that is up to date."""
     bell = connection.doorbell(index)
-    present = {transfer for pool in sorted(map(_gpu_pool, state.transfers.values())) for transfer in bell.ringing(pool)}
+    pools = {*map(_gpu_pool, state.transfers.values()), *(send.source for send in state.sends.values())}
+    present = {transfer for pool in sorted(pools) for transfer in bell.ringing(pool)}
     return sum([bell.ring(job) for job in missing_jobs(state, present)])
 
 

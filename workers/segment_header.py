@@ -1,7 +1,7 @@
 """The first page of a shared memory segment: whose memory it is, and what is in it.
 
-Owns the page's format, the file names of segments, and the identity of a process (pid and start time, because pids
-come round again). Opens no segment.
+Owns the page's format, the names of all files in shared memory, and the identity of a process (pid and start time,
+because pids come round again). Opens no segment.
 
     bytes 0…7   "kvblocks"         12…15   length of the JSON
     bytes 8…11  version            16…     the JSON, then its BLAKE2b digest of 16 bytes; zeros to 4,096
@@ -162,6 +162,16 @@ def pool_prefix(index: str, pool: str) -> str:
 def index_prefix(index: str) -> str:
     """What the names of all segments of one index begin with."""
     return f"statecore-{_short(index)}-"
+
+
+def lock_name(index: str, pool: str, rank: int) -> str:
+    """File name of the lock of a pool's worker (`rank_lock.py`). No prefix of segments fits it."""
+    return f"{lock_prefix(index)}{_short(pool)}-r{rank}.lock"
+
+
+def lock_prefix(index: str) -> str:
+    """What the names of all worker locks of one index begin with."""
+    return f"statecore-worker-{_short(index)}-"
 
 
 def _short(name: str) -> str:

@@ -67,14 +67,21 @@ class Segment:
         self.buffer = mmap.mmap(descriptor, header.segment_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
     def check_in_place(self) -> None:
-        """MemoryGone when the name is gone or belongs to other memory: what we write here, nobody new would see."""
+        """MemoryGone when the name is gone or belongs to other memory, whose bytes are not ours; or when the file was
+        cut, and touching what is missing would end this process with SIGBUS.
+        """
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self._identity:
-            what = "removed" if status is None else "replaced"
-            raise MemoryGone(f"{self.path} was {what} after it was opened (incarnation {self.header.incarnation})")
+            what = "removed"
+        else:
+            if (status.st_dev, status.st_ino) != self._identity:
+                what = "replaced"
+            elif status.st_size != self.header.segment_bytes:
+                what = f"cut from {self.header.segment_bytes} to {status.st_size} bytes"
+            else:
+                return
+        raise MemoryGone(f"{self.path} was {what} after it was opened (incarnation {self.header.incarnation})")
 
     def close(self) -> None:
         """Unmap. Arrays that still look at the memory keep it mapped and in use until they are gone."""

@@ -16,6 +16,7 @@ import attrs
 from events.errors import InvalidInput
 from workers import shared_memory
 from workers.layout import CacheLayout
+from workers.rank_lock import remove_dead_locks
 from workers.segment_header import HOST, Process, SegmentHeader, checked_identity, index_prefix, pool_prefix
 from workers.shared_memory import SHARED_FOLDER, Segment
 from workers.store import MemoryGone, PoolMemory
@@ -121,19 +122,20 @@ class SharedPools:
 
 @attrs.frozen(slots=True)
 class RemovedSegment:
-    """A file that `remove_stale` removed: its name, and the bytes given back."""
+    """A file that `remove_stale` removed, a segment or a lock: its name, and the bytes given back."""
 
     name: str
     freed_bytes: int
 
 
 def remove_stale(index: str, folder: Path = SHARED_FOLDER) -> list[RemovedSegment]:
-    """Remove what crashed processes left: segments of the index whose creator is dead and that nobody has open.
+    """Remove what crashed processes left: segments of the index whose creator is dead and that nobody has open, and
+    locks of workers that nobody holds.
 
     Files under such a name that are not segments of ours are left alone.
     """
     checked_identity(index, "pool", 0)
-    removed = []
+    removed = [RemovedSegment(path.name, 0) for path in remove_dead_locks(index, folder)]
     for path in sorted(folder.glob(f"{index_prefix(index)}*")):
         with contextlib.suppress(FileNotFoundError, InvalidInput):
             size = path.stat().st_size

@@ -11,7 +11,7 @@ start in any order, and an engine that comes back may have made its memory anew.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol, cast
 
 import attrs
@@ -41,6 +41,10 @@ class PoolStore(Protocol):
     def close(self) -> None: ...
 
 
+def _numbers(devices: Iterable[int]) -> tuple[int, ...]:
+    return tuple(devices)
+
+
 MakeStore = Callable[[str, int], PoolStore]
 
 
@@ -53,12 +57,14 @@ class StoreSettings:
         layout: JSON of the GPU pool's `CacheLayout`, for a worker that makes the pool's memory (or checks it). None:
             open what is there when a job comes.
         host_pool, host_blocks: the host pool to make in the same way, with the same layout; 0: open what is there.
+        devices: number of each rank's GPU; its worker sees that one only, as `gpu:0`. Empty: each sees what there is.
     """
 
     store: str = "numpy"
     layout: str | None = None
     host_pool: str = "cpu:host"
     host_blocks: int = 0
+    devices: tuple[int, ...] = attrs.field(default=(), converter=_numbers)
 
     def maker(self) -> MakeStore:
         """What makes the store of (index, rank). InvalidInput for one that nobody knows or that is not installed."""
@@ -72,9 +78,18 @@ class StoreSettings:
         return lambda index, rank: cast("PoolStore", made(index, rank, place))
 
     def environment(self) -> Mapping[str, str]:
-        """What makes the store's copies faster and takes effect only at the start of a process."""
-        module = importlib.import_module(self._path()[0])
+        """What makes the store's copies faster and takes effect only at the start of a process. `maker` refuses a store
+        that cannot be used; this does not.
+        """
+        try:
+            module = importlib.import_module(self._path()[0])
+        except (ImportError, InvalidInput):
+            return {}
         return cast("Mapping[str, str]", getattr(module, "COPY_ENVIRONMENT", {}))
+
+    def visible(self, rank: int) -> Mapping[str, str]:
+        """What lets the worker of a rank see its GPU."""
+        return {"CUDA_VISIBLE_DEVICES": str(self.devices[rank])} if self.devices else {}
 
     def pools(self, gpu_pool: str) -> dict[str, tuple[str, CacheLayout]]:
         """The pools a worker makes or checks at its start: tier and layout by name."""

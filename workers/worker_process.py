@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -94,6 +95,16 @@ def _work(
         return run(jobs, pools, stop=stop, say=say)
     finally:
         pools.close()
+
+
+def restart_with(variables: Mapping[str, str]) -> None:
+    """Begin this process again, same pid and same command, with variables that count only at a process's start.
+
+    Those that are set stay as they are; when all are, nothing happens.
+    """
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
+    if missing:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
 
 
 def serve_until_signalled(url: str, settings: WorkerSettings) -> int:

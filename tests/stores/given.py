@@ -9,8 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import warnings
+import sys
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b, shake_256
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,13 +20,18 @@ from typing import Any
 
 import pytest
 
+from events.errors import InvalidInput
+from workers.cuda_memory import CudaMemory
 from workers.layout import CacheLayout
 from workers.numpy_store import NumpyStore
+from workers.paddle_store import PaddleStore
 from workers.store import BlockStore
 
 SMALL = CacheLayout(layers=3, num_blocks=8, block_shape=(2, 4, 5), dtype="bfloat16")
 LARGER = CacheLayout(layers=3, num_blocks=20, block_shape=(2, 4, 5), dtype="bfloat16")
 INDEX = "llama@host1"
+EXTRAS_VARIABLE = "STATECORE_TEST_EXTRAS"
+"""Names the extras that are installed, so that their tests must not be skipped. The Makefile sets it."""
 
 Opened = Callable[[], BlockStore]
 _SPAWN = multiprocessing.get_context("spawn")
@@ -41,19 +47,38 @@ def content(number: int, layout: CacheLayout = SMALL) -> bytes:
     return shake_256(str(number).encode()).digest(layout.bytes_per_block)
 
 
-def import_paddle() -> None:
-    """Skip when paddle is not installed. Its import warns about tools of its own build, which is not our business."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("paddle", reason="the paddle extra is not installed here")
+def import_paddle() -> Any:
+    """The module; skip when it is not installed, unless this is `make test`, which has installed it.
+
+    By way of the store, which knows how: alone, the import would warn, and take a signal.
+    """
+    try:
+        PaddleStore(INDEX, 0)
+    except InvalidInput as missing:
+        if "paddle" in os.environ.get(EXTRAS_VARIABLE, "").split():
+            pytest.fail(f"the tests of the paddle store have to run here: {missing}")
+        pytest.skip("the paddle extra is not installed here")
+    return sys.modules["paddle"]
+
+
+def skip_without_gpu() -> None:
+    """Skip, with what CUDA says, where no GPU can be used."""
+    try:
+        CudaMemory(0).close()
+    except InvalidInput as reason:
+        pytest.skip(f"no GPU here: {reason}")
 
 
 class OtherProcess:
-    """A process of its own that holds a NumpyStore and runs functions on it."""
+    """A process of its own that holds a store and runs functions on it."""
 
-    def __init__(self, folder: Path, index: str = INDEX, rank: int = 0) -> None:
+    def __init__(
+        self, folder: Path, index: str = INDEX, rank: int = 0, kind: Callable[..., BlockStore] = NumpyStore
+    ) -> None:
         self._here, there = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(there, folder, index, rank), daemon=True)
+        self._process = _SPAWN.Process(
+            target=_serve, args=(there, partial(kind, index, rank, folder=folder)), daemon=True
+        )
         self._process.start()
         there.close()
 
@@ -85,8 +110,8 @@ class OtherProcess:
         self._here.close()
 
 
-def _serve(orders: Connection, folder: Path, index: str, rank: int) -> None:
-    store = NumpyStore(index, rank, folder)
+def _serve(orders: Connection, make: Callable[[], BlockStore]) -> None:
+    store = make()
     while True:
         try:
             method, arguments = orders.recv()

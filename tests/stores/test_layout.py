@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ LAYOUTS = st.builds(
     num_blocks=st.integers(1, 100_000),
     block_shape=st.lists(st.integers(1, 128), min_size=1, max_size=3).map(tuple),
     dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+    values=st.booleans(),
 )
 
 
@@ -29,6 +31,7 @@ def test_sizes(dtype: str, element: int) -> None:
     assert layout.bytes_per_tensor == 1000 * 8 * 64 * 128 * element
     assert layout.bytes_per_block == 32 * 2 * 8 * 64 * 128 * element
     assert layout.total_bytes == 1000 * layout.bytes_per_block
+    assert attrs.evolve(layout, values=False).total_bytes == layout.total_bytes // 2
 
 
 @given(LAYOUTS)
@@ -42,6 +45,8 @@ def test_travels_as_json(layout: CacheLayout) -> None:
 def test_json_is_stable() -> None:
     """A segment written by one release could not be opened by the next."""
     assert SMALL.to_json() == '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3,"num_blocks":8}'
+    keys_only = attrs.evolve(SMALL, values=False)
+    assert keys_only.to_json() == '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3,"num_blocks":8,"values":false}'
 
 
 def test_shapes_are_written_with_commas() -> None:
@@ -91,6 +96,8 @@ def test_refuses(change: dict[str, Any], named: str) -> None:
         "{}",
         '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3}',
         '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3,"num_blocks":8,"pages":1}',
+        '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3,"num_blocks":8,"values":1}',
+        '{"block_shape":"2,4,5","dtype":"bfloat16","layers":3,"values":false}',
         '{"block_shape":[2,4,5],"dtype":"bfloat16","layers":3,"num_blocks":8}',
         '{"block_shape":"2,4,5","dtype":"bfloat16","layers":"3","num_blocks":8}',
     ],
@@ -112,3 +119,4 @@ def test_pools_of_one_index_differ_in_size_only() -> None:
     assert not SMALL.same_block(changed(layers=4))
     assert not SMALL.same_block(changed(block_shape=(2, 5, 4)))
     assert not SMALL.same_block(changed(dtype="float16"))
+    assert not SMALL.same_block(changed(values=False))

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.errors import InvalidInput
-from tests.stores.given import INDEX, LARGER, SMALL, content, hash_of, import_paddle
+from tests.stores.given import (
+    EXTRAS_VARIABLE,
+    INDEX,
+    LARGER,
+    SMALL,
+    OtherProcess,
+    content,
+    hash_of,
+    import_paddle,
+    skip_without_gpu,
+)
 from workers.block_moves import Span
 from workers.layout import CacheLayout
 from workers.numpy_store import NumpyStore
 from workers.paddle_store import PaddleStore
 from workers.pointer_copy import HostMemory
 from workers.segment_header import IPC_HANDLE_BYTES
+from workers.store import MemoryGone
 
 
 class PretendedGpu(HostMemory):
@@ -50,6 +63,52 @@ class PretendedGpu(HostMemory):
         self.closed = True
 
 
+# --- paddle itself ----------------------------------------------------------------------------------
+
+IMPORT = """
+import os, signal, sys
+from workers.paddle_store import PaddleStore
+if sys.argv[1] == "theirs":
+    import paddle
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append("told to stop"))
+PaddleStore("index", 0)
+os.kill(os.getpid(), signal.SIGTERM)
+sys.stdout.write(*told)
+"""
+
+
+@pytest.mark.parametrize("imported", ["by us", "theirs"])
+def test_a_worker_hears_that_it_shall_stop(imported: str) -> None:
+    """Paddle's import takes SIGTERM for a stack trace: every stop of a worker would cut off the copy at hand.
+
+    Given a process that handles SIGTERM, when it makes a store and gets one, then it is told, and goes on; and what
+    paddle's import has to say about its build is not heard, unless it was not our import.
+    """
+    import_paddle()
+    ended = subprocess.run([sys.executable, "-c", IMPORT, imported], capture_output=True, timeout=60, check=False)
+
+    assert (ended.returncode, ended.stdout) == (0, b"told to stop")
+    if imported == "by us":
+        assert ended.stderr == b""
+
+
+def test_make_test_does_not_go_without_paddle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the store tests would be skipped for months before anybody reads the list of skips.
+
+    Given no paddle, when a test needs it, then skipped; where the Makefile says that it was installed, failed.
+    """
+    makefile = Path(__file__).parents[2] / "Makefile"
+    assert f"{EXTRAS_VARIABLE}=paddle $(PYTEST)" in makefile.read_text()
+    monkeypatch.setitem(sys.modules, "paddle", None)
+    monkeypatch.delenv(EXTRAS_VARIABLE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="not installed"):
+        import_paddle()
+    monkeypatch.setenv(EXTRAS_VARIABLE, "paddle")
+    with pytest.raises(pytest.fail.Exception, match=r"have to run here: .*statecore\[paddle\]"):
+        import_paddle()
+
+
 def test_paddle_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without paddle would see an ImportError from deep inside a worker."""
     monkeypatch.setitem(sys.modules, "paddle", None)
@@ -68,7 +127,7 @@ def test_refuses_other_places(place: str) -> None:
 def test_a_machine_without_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker started for a GPU it does not have would die without a reason."""
     import_paddle()
-    with pytest.raises(InvalidInput, match=r"cannot be used: cudaSetDevice failed|needs cuda-python"):
+    with pytest.raises(InvalidInput, match=r"cudaSetDevice failed on GPU 63|needs cuda-python"):
         PaddleStore(INDEX, 0, "gpu:63")
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(InvalidInput, match=r"statecore\[gpu\]"):
@@ -103,6 +162,9 @@ def test_a_tensor_keeps_the_memory(tmp_path: Path) -> None:
     reader.attach("gpu-0")
     assert not reader.unlink("gpu-0"), "nobody seems to use it"
     assert any(tensors[0].view("uint8")[2].numpy().reshape(-1))
+
+
+# --- a pretended GPU --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,3 +257,120 @@ def test_gpu_memory_needs_a_gpu(tmp_path: Path, gpu: PretendedGpu) -> None:
     with pytest.raises(InvalidInput, match="not open"):
         worker.read("gpu-0", 0)
     engine.close()
+
+
+def test_memory_that_cannot_be_pinned_is_given_back(
+    tmp_path: Path, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every failed start of a worker would leave a host pool of memory behind.
+
+    Given a GPU that pins nothing, when a pool is made, then refused and no file is left; when opened, it stays.
+    """
+
+    def refuse(_address: int, _size: int) -> None:
+        raise InvalidInput("cudaHostRegister failed")
+
+    maker = PaddleStore(INDEX, 0, folder=tmp_path)
+    monkeypatch.setattr(gpu, "pin", refuse)
+    store = PaddleStore(INDEX, 0, folder=tmp_path, device=gpu)
+    with pytest.raises(InvalidInput, match="cudaHostRegister failed"):
+        store.create("host", "cpu", LARGER)
+    assert list(tmp_path.iterdir()) == []
+    maker.create("host", "cpu", LARGER)
+    with pytest.raises(InvalidInput, match="cudaHostRegister failed"):
+        store.attach("host")
+    assert maker.read("host", 0) == bytes(LARGER.bytes_per_block)
+    assert maker.unlink("host"), "the refused store still holds it"
+
+
+def test_a_paddle_without_cuda_makes_no_gpu_pool(tmp_path: Path, gpu: PretendedGpu) -> None:
+    """A worker would die of a C++ stack trace.
+
+    Given a paddle for CPUs, when it shall make a pool on a GPU, then refused with what is missing.
+    """
+    if sys.modules["paddle"].is_compiled_with_cuda():
+        pytest.skip("this paddle was built with CUDA")
+    store = PaddleStore(INDEX, 0, "gpu:0", tmp_path, device=gpu)
+    with pytest.raises(InvalidInput, match="built without CUDA and cannot make pool 'gpu-0' on gpu:0"):
+        store.create("gpu-0", "gpu", SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a real GPU -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(tmp_path: Path) -> Iterator[Any]:
+    """Opens stores on place gpu:0, where there is one; closes them after the test."""
+    paddle = import_paddle()
+    if not paddle.is_compiled_with_cuda():
+        pytest.skip("no GPU here: this paddle was built without CUDA")
+    skip_without_gpu()
+    opened: list[PaddleStore] = []
+
+    def open_one() -> PaddleStore:
+        opened.append(PaddleStore(INDEX, 0, "gpu:0", tmp_path))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+def test_blocks_survive_the_way_from_a_gpu_and_back(on_gpu: Any) -> None:
+    """A prompt would continue from another prompt's keys and values after a swap.
+
+    Given a pool on the GPU, when every block went to the host and back to another place, then every byte is right.
+    """
+    store = on_gpu()
+    store.create("gpu-0", "gpu", SMALL)
+    store.create("host", "cpu", LARGER)
+    for block in range(SMALL.num_blocks):
+        store.write("gpu-0", block, content(block))
+    assert store.copy("gpu-0", "host", ((0, 8),), ((5, 3), (12, 5))) == 8 * SMALL.bytes_per_block
+    assert [store.read("host", block) for block in (5, 6, 7, 12, 13, 14, 15, 16)] == list(map(content, range(8)))
+    for block in range(SMALL.num_blocks):
+        store.write("gpu-0", block, bytes(SMALL.bytes_per_block))
+    store.copy("host", "gpu-0", ((12, 5), (5, 3)), ((0, 8),))
+
+    assert [store.read("gpu-0", block) for block in range(8)] == list(map(content, (3, 4, 5, 6, 7, 0, 1, 2)))
+    tensors = [tensor.view("uint8").numpy() for tensor in store.tensors("gpu-0")]
+    assert b"".join(tensor[0].tobytes() for tensor in tensors) == content(3)
+
+
+def test_a_worker_process_opens_what_an_engine_published_on_a_gpu(on_gpu: Any, tmp_path: Path) -> None:
+    """Blocks of engine-made tensors could not be swapped out and back by another process.
+
+    Given tensors an engine made on the GPU, all cut from one allocation or not, when a worker process attaches to them
+    and copies every block out and back elsewhere, then the engine's tensors hold every byte.
+    """
+    paddle, engine = sys.modules["paddle"], on_gpu()
+    shape = [SMALL.num_blocks, *SMALL.block_shape]
+    tensors = [paddle.zeros(shape, dtype=SMALL.dtype, device="gpu:0") for _ in range(SMALL.tensors)]
+    paddle.device.synchronize("gpu:0")
+    engine.publish("gpu-0", SMALL, tensors)
+    engine.create("host", "cpu", LARGER)
+    for block in range(SMALL.num_blocks):
+        engine.fill("gpu-0", block, hash_of(block))
+    with OtherProcess(tmp_path, kind=partial(PaddleStore, place="gpu:0")) as worker:
+        worker.do("attach", "gpu-0", SMALL)
+        worker.do("attach", "host", LARGER)
+        worker.do("copy", "gpu-0", "host", ((0, 8),), ((10, 8),))
+        assert all(engine.matches("host", 10 + block, hash_of(block)) for block in range(8))
+        worker.do("copy", "host", "gpu-0", ((10, 4), (14, 4)), ((4, 4), (0, 4)))
+
+    assert all(engine.matches("gpu-0", block, hash_of((block + 4) % 8)) for block in range(8))
+
+
+def test_gpu_memory_of_a_killed_engine_is_not_opened(on_gpu: Any, tmp_path: Path) -> None:
+    """A worker would copy from memory that the driver has given to somebody else.
+
+    Given an engine on the GPU that was killed, when a worker attaches to its pool, then MemoryGone.
+    """
+    worker = on_gpu()
+    with OtherProcess(tmp_path, kind=partial(PaddleStore, place="gpu:0")) as engine:
+        engine.do("create", "gpu-0", "gpu", SMALL)
+        worker.attach("gpu-0", SMALL)
+        engine.kill()
+    with pytest.raises(MemoryGone, match="went with its creator"):
+        on_gpu().attach("gpu-0", SMALL)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from tests.stores.given import INDEX, LARGER, SMALL, Opened, OtherProcess, conte
 from workers.layout import CacheLayout
 from workers.numpy_store import NumpyStore
 from workers.paddle_store import PaddleStore
-from workers.segment_header import segment_name
+from workers.segment_header import HEADER_BYTES, segment_name
 from workers.store import BlockStore, MemoryGone
 
 
@@ -166,16 +169,35 @@ def test_the_second_creator_opens_what_the_first_made(open_store: Opened) -> Non
     assert two.read("host", 3) == content(3)
 
 
-def test_the_second_creator_must_want_the_same(open_store: Opened) -> None:
+OTHER_LAYOUTS = [
+    LARGER,
+    CacheLayout(4, 8, (2, 4, 5), "bfloat16"),
+    CacheLayout(3, 8, (4, 2, 5), "bfloat16"),
+    CacheLayout(3, 8, (2, 4, 5), "float16"),
+    CacheLayout(3, 8, (2, 4, 10), "fp8"),
+]
+"""Each differs from SMALL in one thing; the last two have as many bytes."""
+
+
+@pytest.mark.parametrize("wanted", OTHER_LAYOUTS, ids=str)
+def test_the_second_creator_must_want_the_same(open_store: Opened, wanted: CacheLayout) -> None:
     """Two engines would address one memory with different strides."""
-    open_store().create("host", "cpu", SMALL)
-    other = open_store()
-    with pytest.raises(InvalidInput, match=r"created with 3 layers × 8 blocks .*; asked for 3 layers × 20 blocks"):
-        other.create("host", "cpu", LARGER)
+    first, other = open_store(), open_store()
+    first.create("host", "cpu", SMALL)
+    first.write("host", 7, content(7))
+    refusals: list[Callable[[], object]] = [
+        lambda: other.create("host", "cpu", wanted),
+        lambda: other.attach("host", wanted),
+    ]
+    for refused in refusals:
+        with pytest.raises(InvalidInput, match=re.escape(f"created with {SMALL}; asked for {wanted}")):
+            refused()
     with pytest.raises(InvalidInput, match="created as tier"):
         other.create("host", "gpu", SMALL)
     with pytest.raises(InvalidInput, match="not open"):
         other.read("host", 0)
+    assert first.read("host", 7) == content(7)
+    assert first.unlink("host"), "a refused store still holds it"
 
 
 def test_attach_takes_only_what_was_meant(open_store: Opened) -> None:
@@ -239,6 +261,21 @@ def test_memory_removed_under_a_store_is_noticed(open_store: Opened, tmp_path: P
     worker.copy("gpu-0", "host", ((0, 1),), ((0, 1),))
 
 
+@pytest.mark.parametrize("pool", ["host", "gpu-0"])
+def test_memory_cut_under_a_store_is_noticed(open_store: Opened, tmp_path: Path, pool: str) -> None:
+    """A worker would be ended by SIGBUS in the middle of a copy, and so would each that follows."""
+    worker = open_store()
+    worker.create("host", "cpu", SMALL)
+    worker.create("gpu-0", "gpu", SMALL)
+    whole = HEADER_BYTES + SMALL.total_bytes
+    os.truncate(tmp_path / segment_name(INDEX, pool, 0), HEADER_BYTES)
+    with pytest.raises(MemoryGone, match=f"was cut from {whole} to {HEADER_BYTES} bytes after it was opened"):
+        worker.copy("gpu-0", "host", ((0, 1),), ((0, 1),))
+    worker.close()
+    with pytest.raises(InvalidInput, match=f"has {HEADER_BYTES} bytes"):
+        open_store().attach(pool)
+
+
 def test_close_leaves_the_bytes_for_a_warm_start(open_store: Opened) -> None:
     """After a restart every host block would have to be computed again."""
     first = open_store()
@@ -262,12 +299,14 @@ def test_two_processes_see_the_same_bytes(store: BlockStore, other: OtherProcess
     assert store.matches("host", 6, hash_of(1))
 
 
-def test_ranks_agree_on_the_layout(open_store: Opened, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", OTHER_LAYOUTS, ids=str)
+def test_ranks_agree_on_the_layout(open_store: Opened, tmp_path: Path, wanted: CacheLayout) -> None:
     """Ranks would hold different numbers of blocks, and hits differ between them (E-41)."""
     open_store().create("host", "cpu", SMALL)
     rank_1 = NumpyStore(INDEX, 1, tmp_path)
-    with pytest.raises(InvalidInput, match=r"rank 1 .* 20 blocks .*, but rank 0 has .* 8 blocks"):
-        rank_1.create("host", "cpu", LARGER)
+    with pytest.raises(InvalidInput, match=re.escape(f"rank 1 of pool 'host' has {wanted}, but rank 0 has {SMALL}")):
+        rank_1.create("host", "cpu", wanted)
+    assert len(list(tmp_path.iterdir())) == 1, "the refused rank left memory behind"
     assert rank_1.create("host", "cpu", SMALL).created
     assert len(list(tmp_path.iterdir())) == 2
     rank_1.close()

@@ -19,14 +19,17 @@ import attrs
 
 from events import connect
 from events.errors import InvalidInput
-from events.facts import TransferFinished
+from events.facts import BLOCK_HASH_BYTES, TransferFinished
+from events.jobs import decode_job
 from events.log import LogConnection
 from statecore import CacheIndex
+from statecore.ranges import ids
 from tests.workers.held_store import FOLDER_VARIABLE
 from workers.launcher import launch_workers, stop_workers
 from workers.layout import CacheLayout
 from workers.numpy_store import NumpyStore
-from workers.rank_lock import RankLock
+from workers.rebuild import missing_jobs
+from workers.shared_pools import remove_stale
 from workers.stores import StoreSettings
 
 RANKS: Final = 2
@@ -38,6 +41,7 @@ WAIT_S: Final = 20.0
 LAYOUT: Final = CacheLayout(layers=2, num_blocks=GPU_BLOCKS, block_shape=(2, 8), dtype="float16")
 HOST_LAYOUT: Final = attrs.evolve(LAYOUT, num_blocks=HOST_BLOCKS)
 HELD: Final = "tests.workers.held_store:HeldStore"
+HELD_PADDLE: Final = "tests.workers.held_store:HeldPaddleStore"
 
 _numbers = itertools.count(1)
 
@@ -69,13 +73,13 @@ class Fleet:
         for store in self.stores:
             store.create(HOST_POOL, "cpu", HOST_LAYOUT)
 
-    def engine(self, name: str) -> CacheIndex:
+    def engine(self, name: str, host_blocks: int = HOST_BLOCKS) -> CacheIndex:
         engine = CacheIndex(
             self.connection,
             name=self.index,
             engine=name,
             gpu_blocks=GPU_BLOCKS,
-            cpu_blocks=HOST_BLOCKS,
+            cpu_blocks=host_blocks,
             block_size=BLOCK_TOKENS,
             tensor_parallel_size=RANKS,
         )
@@ -119,7 +123,8 @@ class Fleet:
         return table
 
     def check(self, pool: str, blocks: Sequence[int], hashes: bytes) -> None:
-        """Every block holds its pattern, on every rank."""
+        """Every block of the prompt is there and holds its pattern, on every rank."""
+        assert len(blocks) == len(hashes) // BLOCK_HASH_BYTES > 0, f"{len(blocks)} blocks of {pool} to check"
         for rank, store in enumerate(self.stores):
             wrong = [
                 block
@@ -131,6 +136,16 @@ class Fleet:
     def finishes(self) -> list[TransferFinished]:
         log = self.connection.log(self.index, follow=False)
         return [fact for entry in log.read(0, 10_000) for fact in entry.facts if isinstance(fact, TransferFinished)]
+
+    def host_blocks(self, engine: CacheIndex, transfer: str) -> list[int]:
+        """Where in the host pool a transfer under way puts its blocks, in token order."""
+        jobs = engine.inspect(lambda state: missing_jobs(state, ()))
+        (body,) = [job.body for job in jobs if job.transfer == transfer]
+        return list(ids(decode_job(body).destination_blocks))
+
+    def log_of(self, engine: CacheIndex, rank: int) -> bytes:
+        """What the worker of a rank has said, since it was started last."""
+        return (self.folder / f"{self.index}-{engine.gpu_pool.replace(':', '_')}-rank-{rank}.log").read_bytes()
 
     def hold(self) -> None:
         """From now on copies of a `HeldStore` stop in the middle."""
@@ -151,12 +166,11 @@ class Fleet:
         for engine in self.engines:
             engine.close()
         pools = [HOST_POOL, *{engine.gpu_pool for engine in self.engines}]
-        for (rank, store), pool in itertools.product(enumerate(self.stores), pools):
+        for store, pool in itertools.product(self.stores, pools):
             with contextlib.suppress(InvalidInput):  # a test may have taken it away
                 store.unlink(pool)
-            with RankLock(self.index, pool, rank) as lock:  # what a killed worker leaves
-                lock.acquire()
         for store in self.stores:
             store.close()
+        remove_stale(self.index)  # the locks of killed workers
         self.connection.close()
         del os.environ[FOLDER_VARIABLE]

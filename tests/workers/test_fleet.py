@@ -13,9 +13,25 @@ import pytest
 
 from events import limits
 from events.embedded import EmbeddedRedis
-from statecore import CacheIndex
+from statecore import CacheIndex, UnknownTransfer
+from statecore.invariants import violations
 from tests.jobs.given import taken
-from tests.workers.fleet import BLOCK_TOKENS, GPU_BLOCKS, HELD, HOST_LAYOUT, RANKS, WAIT_S, Fleet, eventually, prompt
+from tests.stores.given import import_paddle
+from tests.workers.fleet import (
+    BLOCK_TOKENS,
+    GPU_BLOCKS,
+    HELD,
+    HELD_PADDLE,
+    HOST_BLOCKS,
+    HOST_LAYOUT,
+    HOST_POOL,
+    RANKS,
+    WAIT_S,
+    Fleet,
+    eventually,
+    prompt,
+)
+from tests.workers.held_store import PATIENCE_VARIABLE
 from workers.launcher import stop_workers
 
 
@@ -35,26 +51,35 @@ def swap_out(fleet: Fleet, engine: CacheIndex, name: str = "a") -> tuple[bytes, 
     return hashes, transfer
 
 
-def test_bytes_go_out_and_come_back_on_the_other_engine(fleet: Fleet) -> None:
+def check_on_the_other(fleet: Fleet, other: CacheIndex, hashes: bytes) -> None:
+    """Another engine matches the prompt: all of it comes from the host, and every byte on every rank is right."""
+    other.refresh()
+    match = other.match("r", hashes=hashes)
+    assert match.host_tokens == GPU_BLOCKS * BLOCK_TOKENS
+    for each in match.waits_for:
+        assert other.wait(each, WAIT_S).done
+    fleet.check(other.gpu_pool, match.blocks, hashes)
+
+
+@pytest.mark.parametrize("store", ["numpy", "paddle@cpu"])
+def test_bytes_go_out_and_come_back_on_the_other_engine(fleet: Fleet, store: str) -> None:
     """Otherwise a prompt routed to the neighbour is computed again, or answered from wrong bytes.
 
     Given a full GPU pool of one engine, when it needs room, then its workers swap out; when the other engine matches,
     its workers swap in; and both ranks hold exactly the bytes that were computed.
     """
+    if store.startswith("paddle"):
+        import_paddle()
     first, second = fleet.engine("e0"), fleet.engine("e1")
-    fleet.launch(first)
-    fleet.launch(second)
+    fleet.launch(first, store)
+    fleet.launch(second, store)
     hashes, transfer = swap_out(fleet, first)
+    stored = fleet.host_blocks(first, transfer)
     assert first.wait(transfer, WAIT_S).done
+    fleet.check(HOST_POOL, stored, hashes)
     assert len(first.allocate("next", GPU_BLOCKS).blocks) == GPU_BLOCKS
 
-    second.refresh()
-    match = second.match("r", hashes=hashes)
-    assert match.host_tokens == GPU_BLOCKS * BLOCK_TOKENS
-    for each in match.waits_for:
-        assert second.wait(each, WAIT_S).done
-
-    fleet.check(second.gpu_pool, match.blocks, hashes)
+    check_on_the_other(fleet, second, hashes)
     assert all(fact.ok for fact in fleet.finishes())
     assert second.inspect(lambda state: len(state.transfers)) == 0
 
@@ -92,20 +117,21 @@ def test_a_killed_worker_is_replaced_and_its_copy_done_again(fleet: Fleet) -> No
     hashes, transfer = swap_out(fleet, first)
     for worker in workers:
         fleet.reached(worker)
+    stored = fleet.host_blocks(first, transfer)
     workers[0].kill()
-    workers[0].wait()
+    assert workers[0].wait() == -signal.SIGKILL
+    halves = [fleet.stores[0].matches(HOST_POOL, block, hashes[:16]) for block in stored[:2]]
+    assert halves == [True, False], "it was not in the middle of its copy"
     fleet.go_on()
     assert first.wait(transfer, 0.5).under_way
     stop_workers(workers)
 
     fleet.launch(first)
     assert first.wait(transfer, WAIT_S).done
+    fleet.check(HOST_POOL, stored, hashes)
 
     fleet.launch(second)
-    second.refresh()
-    match = second.match("r", hashes=hashes)
-    assert second.wait(match.waits_for[0], WAIT_S).done
-    fleet.check(second.gpu_pool, match.blocks, hashes)
+    check_on_the_other(fleet, second, hashes)
     assert [fact.transfer for fact in fleet.finishes()].count(transfer) == 1
 
 
@@ -115,10 +141,11 @@ def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatc
     Given a worker suspended in the middle of a copy, whose job somebody else of its rank has finished, when it wakes
     up, then its report is a duplicate, nothing is appended, and it goes on with the next job.
     """
-    first = fleet.engine("e0")
+    first, second = fleet.engine("e0"), fleet.engine("e1")
     workers = fleet.launch(first, HELD)
     fleet.hold()
-    _, transfer = swap_out(fleet, first)
+    hashes, transfer = swap_out(fleet, first)
+    stored = fleet.host_blocks(first, transfer)
     for worker in workers:
         fleet.reached(worker)
     os.kill(workers[0].pid, signal.SIGSTOP)
@@ -133,9 +160,10 @@ def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatc
     sibling.finish(delivery, ok=True)
     assert first.wait(transfer, WAIT_S).done
 
+    fleet.check(HOST_POOL, stored, hashes)
     os.kill(workers[0].pid, signal.SIGCONT)
-    log = fleet.folder / f"{fleet.index}-gpu_e0-rank-0.log"
-    eventually(lambda: b'"outcome":"duplicate"' in log.read_bytes(), "the duplicate report")
+    eventually(lambda: b'"outcome":"duplicate"' in fleet.log_of(first, 0), "the duplicate report")
+    fleet.check(HOST_POOL, stored, hashes)
 
     assert [fact.transfer for fact in fleet.finishes()] == [transfer]
     assert len(first.allocate("next", GPU_BLOCKS).blocks) == GPU_BLOCKS
@@ -143,6 +171,46 @@ def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatc
     fleet.compute(first, "b", prompt("b", GPU_BLOCKS))
     _, following = swap_out(fleet, first, "c")
     assert first.wait(following, WAIT_S).done
+    fleet.launch(second)
+    check_on_the_other(fleet, second, hashes)
+
+
+def test_a_worker_suspended_past_its_idle_time_goes_on_where_it_was(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a machine that was paused for a minute would lose a transfer, or do it in the wrong blocks (E-32).
+
+    Given a worker suspended in the middle of a copy until its job counts as idle and its heartbeat has run out, when
+    others try to start in its place, then they are refused and its blocks stay reserved; when it wakes up, then it
+    finishes the same transfer, once, every block on every rank holds its bytes, and it is seen to live again.
+    """
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    first, second = fleet.engine("e0"), fleet.engine("e1")
+    workers = fleet.launch(first, HELD)
+    fleet.hold()
+    hashes, transfer = swap_out(fleet, first)
+    stored = fleet.host_blocks(first, transfer)
+    for worker in workers:
+        fleet.reached(worker)
+    os.kill(workers[0].pid, signal.SIGSTOP)
+    fleet.go_on()
+    seats = fleet.connection.jobs(fleet.index, first.gpu_pool, 0, RANKS, "look")
+    eventually(lambda: seats.alive()[0] is None, "its heartbeat runs out")
+
+    with pytest.raises(RuntimeError, match=f"pid ({workers[0].pid}|{workers[1].pid})"):
+        fleet.launch(first, HELD)
+    assert first.poll(transfer).under_way
+    assert first.allocate("next", GPU_BLOCKS).waits_for == (transfer,)
+    assert not fleet.stores[0].matches(HOST_POOL, stored[-1], hashes[-16:])
+    os.kill(workers[0].pid, signal.SIGCONT)
+
+    assert first.wait(transfer, WAIT_S).done
+    fleet.check(HOST_POOL, stored, hashes)
+    eventually(lambda: [beat and beat.pid for beat in seats.alive()] == [each.pid for each in workers], "both live")
+    assert [fact.transfer for fact in fleet.finishes()] == [transfer]
+    assert len(first.allocate("next", GPU_BLOCKS).blocks) == GPU_BLOCKS
+    fleet.launch(second)
+    check_on_the_other(fleet, second, hashes)
 
 
 def test_taking_over_ends_a_suspended_worker_before_its_job_is_done_again(fleet: Fleet) -> None:
@@ -167,22 +235,23 @@ def test_taking_over_ends_a_suspended_worker_before_its_job_is_done_again(fleet:
 
     assert [worker.wait(WAIT_S) for worker in old] == [-signal.SIGKILL] * 2
     fleet.launch(second)
-    second.refresh()
-    match = second.match("r", hashes=hashes)
-    assert second.wait(match.waits_for[0], WAIT_S).done
-    fleet.check(second.gpu_pool, match.blocks, hashes)
+    check_on_the_other(fleet, second, hashes)
 
 
-def test_a_worker_told_to_stop_ends_its_copy_and_reports(fleet: Fleet) -> None:
+@pytest.mark.parametrize("store", [HELD, HELD_PADDLE])
+def test_a_worker_told_to_stop_ends_its_copy_and_reports(fleet: Fleet, store: str) -> None:
     """Otherwise every restart of the workers would cost the transfers under way.
 
     Given workers in the middle of a copy, when they get SIGTERM, then the transfer is done, they end with code 0,
-    their last line says so, and their seats are free at once.
+    their last line says so, the bytes are right, and their seats are free at once.
     """
+    if store == HELD_PADDLE:
+        import_paddle()
     engine = fleet.engine("e0")
-    workers = fleet.launch(engine, HELD)
+    workers = fleet.launch(engine, store)
     fleet.hold()
-    _, transfer = swap_out(fleet, engine)
+    hashes, transfer = swap_out(fleet, engine)
+    stored = fleet.host_blocks(engine, transfer)
     for worker in workers:
         fleet.reached(worker)
         worker.send_signal(signal.SIGTERM)
@@ -192,9 +261,10 @@ def test_a_worker_told_to_stop_ends_its_copy_and_reports(fleet: Fleet) -> None:
 
     assert stop_workers(workers) == [0, 0]
     assert engine.poll(transfer).done
+    fleet.check(HOST_POOL, stored, hashes)
     seats = fleet.connection.jobs(fleet.index, engine.gpu_pool, 0, RANKS, "look")
     assert seats.alive() == (None, None)
-    lines = (fleet.folder / f"{fleet.index}-gpu_e0-rank-1.log").read_bytes().splitlines()
+    lines = fleet.log_of(engine, 1).splitlines()
     assert [orjson.loads(line)["event"] for line in lines] == ["ready", "copied", "stopped"]
 
 
@@ -218,3 +288,64 @@ def test_memory_that_is_gone_fails_the_transfer_and_not_the_worker(fleet: Fleet)
     engine.release("next")
     _, again = swap_out(fleet, engine, "b")
     assert engine.wait(again, WAIT_S).done
+
+
+def test_a_cancelled_transfer_is_over_when_its_workers_have_reported(fleet: Fleet) -> None:
+    """Otherwise blocks that a worker still writes would be given to somebody else, or never again to anybody.
+
+    Given workers in the middle of a swap-out that is cancelled, when its engine cancels it again, or cancels what is
+    finished or never was, then UnknownTransfer and nothing changes; its host blocks belong to nobody until the workers
+    have reported; then none is left over, and no byte of what is cached has changed.
+    """
+    engine = fleet.engine("e0")
+    workers = fleet.launch(engine, HELD)
+    done_hashes, done = swap_out(fleet, engine)
+    stored = fleet.host_blocks(engine, done)
+    assert engine.wait(done, WAIT_S).done
+    engine.release("next")
+    fleet.hold()
+    hashes, transfer = swap_out(fleet, engine, "b")
+    for worker in workers:
+        fleet.reached(worker)
+
+    engine.cancel(transfer)
+    before = engine.digest()
+    for unknown in (transfer, done, "e0:99", "e9:0"):
+        with pytest.raises(UnknownTransfer, match=repr(unknown)):
+            engine.cancel(unknown)
+    assert engine.digest() == before
+    assert engine.wait(transfer, WAIT_S).state == "cancelled"
+    assert host_blocks_free(engine) == HOST_BLOCKS - 2 * GPU_BLOCKS
+    fleet.go_on()
+    eventually(lambda: engine.refresh() and host_blocks_free(engine) == HOST_BLOCKS - GPU_BLOCKS, "all have reported")
+
+    assert engine.inspect(lambda state: len(state.transfers)) == 0
+    assert engine.inspect(violations) == []
+    fleet.check(HOST_POOL, stored, done_hashes)
+    engine.release("next")
+    match = engine.match("again", hashes=hashes)
+    fleet.check(engine.gpu_pool, match.blocks, hashes)
+
+
+def host_blocks_free(engine: CacheIndex) -> int:
+    return engine.inspect(lambda state: state.pools[HOST_POOL].free.total)
+
+
+def test_one_tier_needs_no_worker_and_does_not_mind_one(fleet: Fleet) -> None:
+    """Otherwise who has no memory for a host pool could not run at all, or would have to start other processes.
+
+    Given an engine with a host pool of 0 blocks and workers beside it, when prompts push each other out, then there is
+    no transfer, what is cached is right, and the workers end with code 0.
+    """
+    engine = fleet.engine("e0", host_blocks=0)
+    workers = fleet.launch(engine)
+    for name in ("a", "b", "a", "c"):
+        hashes = prompt(name, GPU_BLOCKS)
+        fleet.check(engine.gpu_pool, fleet.compute(engine, f"r-{name}", hashes), hashes)
+    match = engine.match("hit", hashes=prompt("c", GPU_BLOCKS))
+
+    fleet.check(engine.gpu_pool, match.blocks, prompt("c", GPU_BLOCKS))
+    assert (match.waits_for, match.host_tokens) == ((), 0)
+    assert fleet.finishes() == []
+    assert engine.inspect(violations) == []
+    assert stop_workers(workers) == [0, 0]

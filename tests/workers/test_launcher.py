@@ -10,16 +10,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import orjson
 import pytest
 
 from events.embedded import EmbeddedRedis
 from events.errors import InvalidInput
-from tests.workers.fleet import GPU_BLOCKS, HOST_BLOCKS, LAYOUT, RANKS, Fleet
+from tests.stores.given import import_paddle
+from tests.workers.fleet import GPU_BLOCKS, HOST_BLOCKS, LAYOUT, RANKS, WAIT_S, Fleet
 from workers.launcher import launch_workers, stop_workers
+from workers.numpy_store import COPY_ENVIRONMENT
+from workers.segment_header import lock_prefix
+from workers.shared_memory import SHARED_FOLDER
 from workers.stores import StoreSettings
 from workers.worker_process import WorkerSettings
 
-BROKEN = "tests.workers.held_store:BrokenStore"
+STORES = "tests.workers.held_store"
+COMMAND = "from ops.worker_command import command; command()"
+TUNABLE = COPY_ENVIRONMENT["GLIBC_TUNABLES"]
+
+
+def left_behind(fleet: Fleet) -> list[str]:
+    """Locks of the index's workers."""
+    return sorted(path.name for path in SHARED_FOLDER.glob(f"{lock_prefix(fleet.index)}*"))
+
+
+def children() -> list[str]:
+    """Worker processes of this one."""
+    tasks = Path("/proc/self/task").iterdir()
+    found = [child for task in tasks for child in (task / "children").read_text().split()]
+    lines = [Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in found]
+    return [line for line in lines if "worker_process" in line]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """As the process was started."""
+    lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(line.split("=", 1) for line in lines if line)
 
 
 @pytest.fixture
@@ -43,20 +69,28 @@ def test_workers_are_ready_when_launched(fleet: Fleet) -> None:
     assert seats.alive() == (None, None)
 
 
-def test_a_worker_that_dies_at_its_start_is_noticed_at_once(fleet: Fleet) -> None:
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("BrokenStore", r"code 1 .*RuntimeError: libcuda.so.1 is missing, says rank \d of fleet-"),
+        ("KilledStore", r"code -9 .*taking 900 GB, says rank \d of fleet-"),
+    ],
+)
+def test_a_worker_that_dies_at_its_start_is_noticed_at_once(fleet: Fleet, store: str, says: str) -> None:
     """Otherwise the engine would wait for ever, as the reference implementation does.
 
-    Given a store that cannot be made, when launched with a minute's patience, then it fails within seconds, with the
-    rank, the exit code and what the child said last; and no child is left.
+    Given a store that cannot be made, or whose process is killed, when launched with a minute's patience, then it fails
+    within seconds, with the rank, the exit code and what the child said last; and no child and no lock is left.
     """
     engine = fleet.engine("e0")
     begun = time.monotonic()
 
-    with pytest.raises(RuntimeError, match=r"(?s)worker of rank \d ended with code 1 .*libcuda.so.1 is missing"):
-        fleet.launch(engine, BROKEN, timeout_s=60)
+    with pytest.raises(RuntimeError, match=rf"(?s)worker of rank \d ended with {says}"):
+        fleet.launch(engine, f"{STORES}:{store}", timeout_s=60)
 
     assert time.monotonic() - begun < 15
     assert fleet.connection.jobs(fleet.index, engine.gpu_pool, 0, RANKS, "look").alive() == (None, None)
+    assert left_behind(fleet) == []
 
 
 def test_workers_that_are_not_ready_in_time_are_ended(fleet: Fleet) -> None:
@@ -68,6 +102,24 @@ def test_workers_that_are_not_ready_in_time_are_ended(fleet: Fleet) -> None:
     with pytest.raises(RuntimeError, match=r"not ready within 0 s \(not ready: ranks \[0, 1\]\)"):
         fleet.launch(engine, timeout_s=0.0)
     fleet.launch(engine)
+
+
+def test_a_worker_that_hangs_is_ended_when_the_time_is_over(fleet: Fleet) -> None:
+    """Otherwise an engine would hang with its workers, and nobody would know in what.
+
+    Given a store that never gets ready, when launched with two seconds' patience, then the error comes then, with the
+    ranks and what the child said last; the children are gone, and their locks.
+    """
+    engine = fleet.engine("e0")
+    begun = time.monotonic()
+
+    says = r"(?s)not ready within 2 s \(not ready: ranks \[0, 1\]\).*waiting for the driver, says rank 0 of fleet-"
+    with pytest.raises(RuntimeError, match=says):
+        fleet.launch(engine, f"{STORES}:EndlessStore", timeout_s=2.0)
+
+    assert 2 <= time.monotonic() - begun < 10
+    assert children() == []
+    assert left_behind(fleet) == []
 
 
 def test_a_second_set_of_workers_is_refused(fleet: Fleet) -> None:
@@ -166,11 +218,65 @@ def test_the_command_says_what_is_wrong(embedded_redis: EmbeddedRedis) -> None:
 
     Given a worker in the foreground with a rank that does not exist, then exit code 2 and one line with the numbers.
     """
-    code = "from ops.worker_command import command; command()"
     options = ["--url", embedded_redis.url, "--index", "i", "--pool", "gpu:e0", "--rank", "5", "--tp", "2"]
-    ended = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, timeout=30, check=False)
+    ended = subprocess.run([sys.executable, "-c", COMMAND, *options], capture_output=True, timeout=30, check=False)
 
     assert ended.returncode == 2
     assert b'"event":"refused"' in ended.stderr
     assert b"rank 5 of 2" in ended.stderr
     assert ended.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("store", ["nowhere", "nowhere:Store"])
+def test_the_command_says_which_stores_there_are(store: str) -> None:
+    """Otherwise a typing mistake would be a traceback.
+
+    Given a store that nobody knows, then exit code 2 and one line that names it.
+    """
+    options = ["--url", "unix:///nowhere", "--index", "i", "--pool", "gpu:e0", "--rank", "0", "--store", store]
+    ended = subprocess.run([sys.executable, "-c", COMMAND, *options], capture_output=True, timeout=30, check=False)
+
+    assert ended.returncode == 2
+    assert f"{store}" in orjson.loads(ended.stderr)["reason"]
+
+
+# --- fast copies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["numpy", "paddle@cpu"])
+def test_launched_workers_copy_past_the_caches(fleet: Fleet, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise large swaps would take twice their time on machines with a large cache.
+
+    Given an engine's environment without the setting of the C library, when launched, then every worker was started
+    with it; given one that sets it otherwise, then the worker has that.
+    """
+    if store.startswith("paddle"):
+        import_paddle()
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    workers = fleet.launch(fleet.engine("e0"), store)
+    assert [environment_of(worker.pid)["GLIBC_TUNABLES"] for worker in workers] == [TUNABLE] * RANKS
+
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    (worker, *_) = fleet.launch(fleet.engine("e1"), store)
+    assert environment_of(worker.pid)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
+
+
+def test_a_worker_started_by_hand_copies_past_the_caches(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the same worker would be slower when an operator starts it than when an engine does.
+
+    Given a terminal without the setting, when the command is started there, then the worker has it, under the pid the
+    operator sees; it works, and SIGTERM ends it with code 0.
+    """
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    engine = fleet.engine("e0")
+    options = ["--url", fleet.url, "--index", fleet.index, "--pool", engine.gpu_pool, "--rank", "0", "--tp", str(RANKS)]
+    with subprocess.Popen([sys.executable, "-c", COMMAND, *options], stderr=subprocess.PIPE) as worker:
+        fleet.workers.append(worker)
+        assert worker.stderr is not None
+        ready = orjson.loads(worker.stderr.readline())
+        assert (ready["event"], ready["pid"]) == ("ready", worker.pid)
+        assert environment_of(worker.pid)["GLIBC_TUNABLES"] == TUNABLE
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(WAIT_S) == 0
+        assert orjson.loads(worker.stderr.readline())["event"] == "stopped"
+    assert left_behind(fleet) == []
