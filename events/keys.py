@@ -84,6 +84,11 @@ def leaving_scope(pool: str) -> str:
     return f"leaving:{pool}"
 
 
+def ends_scope(engine: str) -> str:
+    """Field of `head` that holds the position of the last end of a transfer that this engine started."""
+    return f"ends:{engine}"
+
+
 def engine_scope(engine: str) -> str:
     """Field of `head` for an engine: engines count as pools in the conflict check."""
     return f"engine:{engine}"

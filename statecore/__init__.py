@@ -5,6 +5,7 @@
 
 from statecore.hashing import ExtraKey, HashedTokens
 from statecore.index import CacheIndex
+from statecore.manager import PrefixCacheManager
 from statecore.policy import Policy
 from statecore.rejections import (
     Contended,
@@ -53,6 +54,7 @@ __all__ = [
     "Paused",
     "Policy",
     "PoolExhausted",
+    "PrefixCacheManager",
     "Rejection",
     "RequestExists",
     "Room",

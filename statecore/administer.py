@@ -40,7 +40,7 @@ def join(state: State, command: Join) -> Decision:
     elif state.hash_scheme != command.hash_scheme:
         return DifferentIndex("hash scheme", state.hash_scheme, command.hash_scheme)
     policy = command.policy
-    if policy is None and command.cpu_pool not in (None, *state.pools) and not state.policy_chosen:
+    if policy is None and command.cpu_pool is not None and not (state.policy_chosen or _has_host(state)):
         policy = command.first_policy
     if policy is not None:
         recorded = PolicyChosen(state.write_policy, state.free_low, state.free_high)
@@ -161,6 +161,12 @@ def _holders_above(state: State, pool: Pool, size: int) -> list[str]:
     used: Counter[str] = Counter()
     for who, blocks in _uses(state, pool):
         used[who] += sum(max(0, start + count - max(start, size)) for start, count in blocks)
+    kept = _kept(state, pool, size)
+    for transfer in state.transfers.values():  # one may use what hangs below a block that would go
+        if not transfer.cancelled and pool.name in (transfer.source, transfer.destination):
+            for node in tree.path_nodes(transfer.node):
+                if node.end > transfer.start and node.id in kept:
+                    used[f"transfer {transfer.id!r}"] += node.end - node.start - kept[node.id]
     return [f"{who} ({_counted(blocks, 'block')})" for who, blocks in used.items() if blocks]
 
 
@@ -176,10 +182,6 @@ def _uses(state: State, pool: Pool) -> Iterator[tuple[str, Iterable[tuple[int, i
     for transfer in state.transfers.values():
         if transfer.destination == pool.name:
             yield f"transfer {transfer.id!r}", transfer.quarantine
-        if not transfer.cancelled and pool.name in (transfer.source, transfer.destination):
-            for node in tree.path_nodes(transfer.node):
-                if node.end > transfer.start:
-                    yield f"transfer {transfer.id!r}", node.copies[pool.name].blocks
     for send in state.sends.values():
         if send.destination == pool.name:
             yield f"send {send.id!r}", send.quarantine
@@ -187,7 +189,23 @@ def _uses(state: State, pool: Pool) -> Iterator[tuple[str, Iterable[tuple[int, i
 
 def _evictions_above(state: State, pool: Pool, size: int) -> list[CopyEvicted]:
     """Evictions, leaf first, of everything that lies on or hangs below a block that a pool of `size` would not have."""
-    kept: dict[int, int] = {}  # per node that loses blocks: how many it keeps
+    kept = _kept(state, pool, size)
+    losing = sorted((state.nodes[node_id] for node_id in kept), key=lambda node: (-node.end, node.id))
+    return [
+        CopyEvicted(
+            pool.name, tree.place(state, node), node.end, ranges.split(node.copies[pool.name].blocks, kept[node.id])[1]
+        )
+        for node in losing
+    ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _kept(state: State, pool: Pool, size: int) -> dict[int, int]:
+    """Per node that would lose blocks to a pool of `size`, because of its own ids or of those above it: what it keeps."""
+    kept: dict[int, int] = {}
     for node in sorted(state.nodes.values(), key=lambda node: (node.start, node.id)):
         copy = node.copies.get(pool.name)
         if copy is None:
@@ -201,14 +219,4 @@ def _evictions_above(state: State, pool: Pool, size: int) -> list[CopyEvicted]:
                 kept[node.id] = below + max(0, size - start)
                 break
             below += count
-    losing = sorted((state.nodes[node_id] for node_id in kept), key=lambda node: (-node.end, node.id))
-    return [
-        CopyEvicted(
-            pool.name, tree.place(state, node), node.end, ranges.split(node.copies[pool.name].blocks, kept[node.id])[1]
-        )
-        for node in losing
-    ]
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return kept

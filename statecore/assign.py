@@ -85,7 +85,8 @@ def make_room_for(state: State, command: MakeRoom) -> Decision:
     if isinstance(pool, Rejection):
         return pool
     if command.tier == GPU:
-        return make_room(state, engine, command.blocks - pool.free.total - outgoing_blocks(state, pool)).facts
+        coming = outgoing_blocks(state, pool) + soon_droppable_blocks(state, pool)
+        return make_room(state, engine, command.blocks - pool.free.total - coming).facts
     return _host_evictions(state, pool, command.blocks)
 
 

@@ -32,6 +32,10 @@ class Join:
     policy: PolicyChosen | None = None
     first_policy: PolicyChosen | None = None
 
+    def sized(self, tier: str, blocks: int) -> Join:
+        """The same with a pool of another size."""
+        return attrs.evolve(self, gpu_blocks=blocks) if tier == GPU else attrs.evolve(self, cpu_blocks=blocks)
+
 
 @attrs.frozen(slots=True)
 class Leave:

@@ -17,6 +17,7 @@ from events.facts import (
     BlockRanges,
     Fact,
     PathExtended,
+    PathReady,
     PrefixMatched,
     RequestReleased,
     SendStarted,
@@ -167,8 +168,12 @@ def _release(state: State, command: Release) -> Decision:
     engine, request = found
     facts = computed_meanwhile(state, engine, request)
     freed = private_ranges(request)
-    for node in tree.unfinished(request.leaf, engine.gpu_pool, refs=1, since=state.clock):
-        freed = ranges.join(node.copies[engine.gpu_pool].blocks, freed)
+    done = max((fact.depth for fact in facts if isinstance(fact, PathReady)), default=0)
+    for node in tree.unfinished(request.leaf, engine.gpu_pool, refs=1, since=0):
+        if node.end <= done:
+            break
+        _, never = ranges.split(node.copies[engine.gpu_pool].blocks, max(0, done - node.start))
+        freed = ranges.join(never, freed)
     if _leaves_others_behind(state, engine, request):
         return PathInUse(request.id)
     if state.sends:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from events.facts import Fact, PathReady
-from statecore import tree
+from statecore import ranges, tree
 from statecore.rejections import Rejection, SessionOver, UnknownPool, UnknownRequest
 from statecore.state import GPU, Engine, Pool, Request, State
 
@@ -51,6 +51,11 @@ def computed_meanwhile(state: State, engine: Engine, request: Request) -> list[F
 
 
 def ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:
+    """The request's path is computed down to `depth` blocks, as far as the request can tell.
+
+    Where its own block stands beside one of the tree that is still being computed, it cannot: that one is another request's.
+    """
+    depth = min(depth, _first_foreign(engine, request))
     node = request.leaf
     while node.parent is not None and depth <= node.start:
         node = node.parent
@@ -60,3 +65,15 @@ def ready_to(engine: Engine, request: Request, depth: int) -> list[Fact]:
     if copy.pending is None or copy.filling is not None:
         return []
     return [PathReady(engine.name, request.id, depth)]
+
+
+def _first_foreign(engine: Engine, request: Request) -> int:
+    """Blocks of the path before the first one that is pending and that the request has a duplicate of."""
+    first = request.path_blocks
+    if request.duplicates:
+        for node in tree.path_nodes(request.leaf):
+            if node.copies[engine.gpu_pool].pending is not None:
+                for depth, own in request.duplicates:
+                    if depth < node.end and depth + ranges.count(own) > node.start:
+                        first = min(first, max(depth, node.start))
+    return first

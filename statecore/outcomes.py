@@ -21,6 +21,7 @@ from events.limits import OUTCOMES_MAX
 from statecore.rejections import UnknownTransfer
 from statecore.replica import Replica
 from statecore.results import CANCELLED, DONE, FAILED, UNDER_WAY, TransferState
+from statecore.state import State
 
 
 class Outcomes:
@@ -32,12 +33,15 @@ class Outcomes:
         self._ended: dict[str, TransferState] = {}
         self._sent: dict[tuple[str, str], str] = {}
 
-    def note(self, facts: Iterable[Fact]) -> None:
+    def note(self, facts: Iterable[Fact], state: State) -> None:
+        """What a commit says of transfers; `state` is the one after it."""
         for fact in facts:
             if isinstance(fact, TransferCancelled):
                 self._end(TransferState(fact.transfer, CANCELLED, fact.reason))
             elif isinstance(fact, TransferFinished):
                 self._end(TransferState(fact.transfer, DONE if fact.ok else FAILED, fact.reason))
+                if not fact.ok:
+                    self._dropped_with(fact, state)
             elif isinstance(fact, SendStarted):
                 self._sent.pop((fact.receiver, fact.request), None)
                 self._sent[fact.receiver, fact.request] = fact.transfer
@@ -64,6 +68,12 @@ class Outcomes:
 
     def get(self, transfer: str) -> TransferState | None:
         return self._ended.get(transfer)
+
+    def _dropped_with(self, failed: TransferFinished, state: State) -> None:
+        """A swap-in that failed takes along what other transfers move below it; no fact says that of each."""
+        for transfer in state.transfers.values():
+            if transfer.cancelled:
+                self._end(TransferState(transfer.id, CANCELLED, f"{failed.transfer} before it failed: {failed.reason}"))
 
     def _end(self, ended: TransferState) -> None:
         if ended.transfer in self._ended:

@@ -15,7 +15,7 @@ from statecore.commands import Command
 from statecore.decide import decide, numbered
 from statecore.digest import digest
 from statecore.evolve import evolve
-from statecore.rejections import Rejection
+from statecore.rejections import ForeignBlocks, NotReceivable, Paused, PoolExhausted, Rejection
 from statecore.state import State
 from statecore.tiers import react, reacts
 
@@ -38,10 +38,14 @@ class Replica:
         """Whether a transfer is under way."""
         return transfer in self.state.transfers or transfer in self.state.sends
 
-    def others_empty(self, pool: str) -> bool:
-        """Whether a full pool may have been emptied by somebody else since: a worker, or another engine of the pool."""
-        engines = self.state.engines.values()
-        return bool(self.state.transfers) or sum(engine.alive and engine.gpu_pool == pool for engine in engines) > 1
+    def may_be_outdated(self, refusal: Rejection) -> bool:
+        """Whether somebody else may have removed the reason since: a full pool may have been emptied by a worker or by
+        another engine of it, a pause be over, a receiver have come."""
+        if isinstance(refusal, PoolExhausted):
+            engines = [engine for engine in self.state.engines.values() if engine.alive]
+            users = sum(refusal.pool in (engine.gpu_pool, engine.cpu_pool) for engine in engines)
+            return bool(self.state.transfers) or users > 1
+        return isinstance(refusal, Paused | NotReceivable | ForeignBlocks)
 
     # --- history ----------------------------------------------------------------------------------------------------
 

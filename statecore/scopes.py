@@ -17,6 +17,7 @@ commit checks and touches its own engine.
 | BlocksAllocated, CopyEvicted               | pool         | pool         | takes                                      |
 | PathExtended                               | pool         | pool         | what is a duplicate depends on the copies  |
 | TransferStarted, TransferCancelled         | both pools   | both pools   | takes in one, pins in the other            |
+| TransferCancelled                          | engine's ends | engine's ends | it may have ended before this lands      |
 | SendStarted                                | receiver     | receiver     | it must not free the destination meanwhile |
 | TransferFinished                           |              | `finish_touches` | appended at whatever the head is       |
 | a path over a copy that is leaving         | pool's leaving | pool's leaving | the end of a swap-out takes the copy, if  |
@@ -53,7 +54,7 @@ from events.facts import (
     TransferStarted,
 )
 from events.jobs import TransferJob, encode_job
-from events.keys import INDEX_SCOPE, engine_scope, leaving_scope, pool_scope
+from events.keys import INDEX_SCOPE, ends_scope, engine_scope, leaving_scope, pool_scope
 from events.ports import Job
 from statecore import ranges
 from statecore.sends import Send
@@ -99,7 +100,9 @@ def _scopes_of_fact(state: State, engine: str, fact: Fact) -> Iterable[str]:
             return pool_scope(fact.source), pool_scope(fact.destination)
         case TransferCancelled():
             transfer = state.transfers.get(fact.transfer)
-            return () if transfer is None else (pool_scope(transfer.source), pool_scope(transfer.destination))
+            if transfer is None:
+                return ()
+            return pool_scope(transfer.source), pool_scope(transfer.destination), ends_scope(transfer.engine)
         case SendStarted():
             return (engine_scope(fact.receiver),)
         case ServicePaused() | ServiceResumed() | CacheCleared():
@@ -113,14 +116,17 @@ def _scopes_of_fact(state: State, engine: str, fact: Fact) -> Iterable[str]:
 def finish_touches(fact: TransferStarted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The scopes a worker's finish moves: when it went well, and when it failed. A finish checks none.
 
+    Always the one that whoever cancels the transfer checks: what follows in that commit was decided as if it went on.
+
     A swap-out that went well takes the source copy, unless somebody uses it again: it moves the scope that only those
     check who do. A swap-in that failed cuts back the paths of its engine. Everything else only gives.
     """
+    ends = ends_scope(fact.engine)
     if fact.kind == SWAP_OUT:
-        return (leaving_scope(fact.source),), ()
+        return (leaving_scope(fact.source), ends), (ends,)
     if fact.kind == SWAP_IN:
-        return (), (pool_scope(fact.destination), engine_scope(fact.engine))
-    return (), ()
+        return (ends,), (pool_scope(fact.destination), engine_scope(fact.engine), ends)
+    return (ends,), (ends,)
 
 
 def fences_of(facts: Sequence[Fact]) -> tuple[tuple[str, int], ...]:

@@ -68,6 +68,11 @@ def started(state: State, fact: SendStarted) -> None:
         raise CorruptState(f"a send from pool {fact.source!r} to {fact.destination!r}")
     if ranges.count(fact.source_blocks) != ranges.count(fact.destination_blocks) or not fact.source_blocks:
         raise CorruptState(f"a send of {fact.source_blocks} to {fact.destination_blocks}")
+    for owner, blocks in ((engine, fact.source_blocks), (receiver, fact.destination_blocks)):
+        if lost := not_owned(owner, blocks):
+            raise CorruptState(f"a send of blocks {lost[:8]}, which are not engine {owner.name!r}'s")
+    if writing(state, fact.destination, fact.destination_blocks):
+        raise CorruptState(f"two sends write to {fact.destination_blocks}")
     state.journal.set(engine, "transfers", engine.transfers + 1)
     state.journal.put(state.sends, fact.transfer, Send(fact, engine.tensor_parallel_size))
 

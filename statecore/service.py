@@ -23,6 +23,7 @@ def pool_resized(state: State, fact: PoolResized) -> None:
 
 
 def paused(state: State, fact: ServicePaused) -> None:
+    _require_alive(state, fact.engine)
     if state.paused_by is not None:
         raise CorruptState(f"service is paused by {fact.engine!r} and has been by {state.paused_by!r}")
     state.journal.set(state, "paused_by", fact.engine)
@@ -30,13 +31,15 @@ def paused(state: State, fact: ServicePaused) -> None:
 
 
 def resumed(state: State, fact: ServiceResumed) -> None:
+    _require_alive(state, fact.engine)
     if state.paused_by is None:
         raise CorruptState(f"service is resumed by {fact.engine!r} and was not paused")
     state.journal.set(state, "paused_by", None)
     state.journal.set(state, "paused_for", "")
 
 
-def cleared(state: State, _fact: CacheCleared) -> None:
+def cleared(state: State, fact: CacheCleared) -> None:
+    _require_alive(state, fact.engine)
     for engine in state.engines.values():
         if engine.requests:
             raise CorruptState(f"the cache is cleared under {len(engine.requests)} requests of engine {engine.name!r}")
@@ -49,3 +52,8 @@ def cleared(state: State, _fact: CacheCleared) -> None:
             blocks = tree.remove_copy(state, pool, node)
             state.journal.call(pool.free.add, pool.free.remove, blocks)
     state.journal.set(state, "clears", state.clears + 1)
+
+
+def _require_alive(state: State, engine: str) -> None:
+    if not state.engines[engine].alive:
+        raise CorruptState(f"engine {engine!r} acts after its session {state.engines[engine].session} ended")

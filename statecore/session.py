@@ -26,7 +26,7 @@ from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverg
 from statecore.answers import no_answer
 from statecore.commands import Command, Join, Leave
 from statecore.outcomes import Outcomes
-from statecore.rejections import Contended, PoolExhausted, Rejection, SessionOver
+from statecore.rejections import Contended, Rejection, SessionOver
 from statecore.replica import Replica
 from statecore.results import TransferState
 from statecore.state import State
@@ -82,6 +82,10 @@ class Session:
         self._log.follow(self._replica.state.position)
         on_begin()
 
+    def wants(self, tier: str, blocks: int) -> None:
+        """The next life asks for a pool of this size."""
+        self._join = self._join.sized(tier, blocks)
+
     def leave(self) -> None:
         """End this life in order, if it still goes on; resolves a doubt first. If that fails, it may still be alive."""
         with self._turn:
@@ -133,7 +137,7 @@ class Session:
             operation = Operation(command, answer, fill)
             with self._guard:
                 refusal = self._do(step, operation)
-            if isinstance(refusal, PoolExhausted) and self._replica.others_empty(refusal.pool):
+            if refusal is not None and self._replica.may_be_outdated(refusal):
                 refusal = self._look_again(step, operation, refusal)
             if refusal is not None:
                 raise refusal
@@ -312,7 +316,7 @@ class Session:
             self._apply(reply.missed)
             replica.redo(commit.facts)
         replica.settle(reply.position, commit.id)
-        self._outcomes.note(commit.facts)
+        self._outcomes.note(commit.facts, replica.state)
         self._stands(step, commit, reply.position)
 
     def _stands(self, step: Step, commit: Commit, position: int) -> None:
@@ -329,10 +333,10 @@ class Session:
         decide_again(self._replica, step)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
-        with self._ending_if_corrupt():
-            self._replica.apply_all(entries)
         for entry in entries:
-            self._outcomes.note(entry.facts)
+            with self._ending_if_corrupt():
+                self._replica.apply_all((entry,))
+            self._outcomes.note(entry.facts, self._replica.state)
             if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
                 self._doubt = None
                 self._stands(doubt.step, doubt.commit, entry.position)

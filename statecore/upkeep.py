@@ -61,7 +61,9 @@ class IndexUpkeep(IndexView):
             InUse: somebody uses blocks that would go; the message lists them. Nothing is changed then.
         """
         count = door.whole(blocks, "blocks", least=1, most=POOL_BLOCKS_MAX)
-        self._session.perform(commands.Resize(self.engine, self._tier(tier), count), None, no_answer)
+        with self._session.step_of_one() as step:
+            self._session.perform(commands.Resize(self.engine, self._tier(tier), count), None, no_answer)
+            step.when_it_stands(lambda: self._session.wants(tier, count))
 
     # --- handing a request over ---------------------------------------------------------------------------------------
 
@@ -120,6 +122,7 @@ class IndexUpkeep(IndexView):
                 call again, or `resume`.
         """
         seconds, why = door.seconds(timeout, "timeout"), self._reason(reason)
+        self._session.refresh()  # refused within a step, before anything is paused
         self.pause(why)
         refusal: InUse | None = None
         for left in self._log.until(seconds):

@@ -18,6 +18,9 @@ from tests.contract.test_read import until
 Fields = dict[bytes, bytes]
 
 
+NEXT = b"3"
+
+
 def rewrite(client: Any, log_key: str, position: int, change: Callable[[Fields], Fields]) -> None:
     """Replace one entry, as a disk, a proxy or a stranger might: the stream is written anew with it."""
     entries = client.xrange(log_key)
@@ -131,14 +134,14 @@ def test_an_entry_without_its_link(stored: LogConnection, index_name: str) -> No
 def test_a_newer_release_wrote_it(stored: LogConnection, index_name: str) -> None:
     """Otherwise an old engine would guess at facts it does not know.
 
-    Given an entry of schema 2, when read or met in a reply, then NewerSchema with the position and the remedy.
+    Given an entry of the next schema, when read or met in a reply, then NewerSchema with the position and the remedy.
     """
     log = stored.log(index_name)
     filled(log, 2)
-    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, with_meta(schema=b"2"))
+    rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, with_meta(schema=NEXT))
 
     for meet in (lambda: log.read(0), lambda: log.append(commit("x1", engine="x"), Base(1, "c1"))):
-        with pytest.raises(NewerSchema, match=r"schema 2.*upgrade statecore at position 2"):
+        with pytest.raises(NewerSchema, match=r"schema 3.*upgrade statecore at position 2"):
             meet()
 
 
@@ -281,7 +284,7 @@ def test_the_follower_meets_an_unreadable_entry(stored: LogConnection, index_nam
     filled(log, 2)
     fields: Fields = {b"message": b"hello"}
     if damage == "newer":
-        fields = with_meta(schema=b"2")(client_of(stored).xrange(IndexKeys.of(index_name).log)[1][1])
+        fields = with_meta(schema=NEXT)(client_of(stored).xrange(IndexKeys.of(index_name).log)[1][1])
     log.follow(2)
     client_of(stored).xadd(IndexKeys.of(index_name).log, fields, id="3-0")
     heard: list[CorruptState] = []

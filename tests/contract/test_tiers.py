@@ -17,7 +17,7 @@ from events.facts import TransferFinished, TransferStarted
 from events.jobs import decode_job
 from events.log import LogConnection
 from events.ports import Base, RawAppended
-from statecore import CacheIndex
+from statecore import CacheIndex, Policy
 from statecore.invariants import leaked_blocks, violations
 from statecore.scopes import finish_touches
 from tests.contract.commits import commit, jobs_in
@@ -67,7 +67,7 @@ class Worker:
 def joined(connection: LogConnection, index: str, engine: str = "a", *, follow: bool = True) -> CacheIndex:
     return CacheIndex(
         connection, name=index, engine=engine, gpu_pool="gpu", gpu_blocks=4, cpu_blocks=4, block_size=BLOCK_SIZE,
-        follow=follow,
+        policy=Policy(free_low=0, free_high=0), follow=follow,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from events.facts import (
     BlockRanges,
     BlocksAllocated,
     BlocksRecycled,
+    CacheCleared,
     CopyEvicted,
     EngineJoined,
     EngineLeft,
@@ -23,8 +24,12 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolResized,
     PrefixMatched,
     RequestReleased,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
     TransferFinished,
     TransferStarted,
@@ -47,8 +52,15 @@ def ids_of_list(blocks: Sequence[int]) -> str:
 
 def fact_in_words(fact: Fact) -> str:
     match fact:
-        case IndexCreated() | PoolAdded() | PolicyChosen():
+        case IndexCreated() | PoolAdded() | PoolResized() | PolicyChosen():
             return _setting_in_words(fact)
+        case ServicePaused() | ServiceResumed() | CacheCleared():
+            what = {
+                ServicePaused: "pauses service",
+                ServiceResumed: "resumes service",
+                CacheCleared: "clears the cache",
+            }
+            return f"{fact.engine} {what[type(fact)]}: {fact.reason}"
         case EngineJoined():
             host = f", host {fact.cpu_pool}" if fact.cpu_pool is not None else ""
             return f"{fact.engine} joins, session {fact.session}, pool {fact.gpu_pool}{host}"
@@ -75,23 +87,30 @@ def fact_in_words(fact: Fact) -> str:
             return f"{fact.engine}/{fact.request} ends, frees {ids(fact.freed)}"
         case CopyEvicted():
             return f"{fact.pool} evicts {ids(fact.blocks)}, end of node {fact.node} at depth {fact.depth}"
-        case TransferStarted() | TransferFinished() | TransferCancelled():
+        case TransferStarted() | TransferFinished() | TransferCancelled() | SendStarted():
             return _transfer_in_words(fact)
 
 
-def _setting_in_words(fact: IndexCreated | PoolAdded | PolicyChosen) -> str:
+def _setting_in_words(fact: IndexCreated | PoolAdded | PoolResized | PolicyChosen) -> str:
     match fact:
         case IndexCreated():
             return f"index of {fact.block_size}-token blocks"
         case PoolAdded():
             return f"pool {fact.pool} ({fact.tier}) of {fact.blocks} blocks"
+        case PoolResized():
+            return f"pool {fact.pool} has {fact.blocks} blocks now"
         case PolicyChosen():
             marks = f", swaps out below {fact.free_low}% free until {fact.free_high}%" if fact.free_low else ""
             return f"policy {fact.write}{marks}"
 
 
-def _transfer_in_words(fact: TransferStarted | TransferFinished | TransferCancelled) -> str:
+def _transfer_in_words(fact: TransferStarted | TransferFinished | TransferCancelled | SendStarted) -> str:
     match fact:
+        case SendStarted():
+            return (
+                f"{fact.transfer} starts: send of {fact.engine}/{fact.request} to {fact.receiver}, "
+                f"{fact.source} {ids(fact.source_blocks)} -> {fact.destination} {ids(fact.destination_blocks)}"
+            )
         case TransferStarted():
             whose = f" for {fact.engine}/{fact.request}" if fact.request is not None else ""
             return (

@@ -20,6 +20,7 @@ from events.facts import (
     SCHEMA,
     BlocksAllocated,
     BlocksRecycled,
+    CacheCleared,
     CopyEvicted,
     EngineJoined,
     EngineLeft,
@@ -30,8 +31,12 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolResized,
     PrefixMatched,
     RequestReleased,
+    SendStarted,
+    ServicePaused,
+    ServiceResumed,
     TransferCancelled,
     TransferFinished,
     TransferStarted,
@@ -39,7 +44,7 @@ from events.facts import (
 from events.limits import COMMIT_BYTES_MAX, COMMIT_FACTS_MAX
 from events.ports import Commit, Record, StoredRecord
 
-FACTS: tuple[Fact, ...] = (
+FACTS_OF_1: tuple[Fact, ...] = (
     IndexCreated(64, "blake2b-128/1"),
     PoolAdded("gpu:a", "gpu", 8),
     PolicyChosen("write_through", 10, 25),
@@ -61,6 +66,14 @@ FACTS: tuple[Fact, ...] = (
     TransferFinished("b:3", False, "rank 1: the copy differs"),
     TransferCancelled("b:3", "nobody waits"),
 )
+FACTS_SINCE_2: tuple[Fact, ...] = (
+    PoolResized("gpu:a", 12),
+    SendStarted("a:4", "a", "r", "b", "gpu:a", ((0, 2),), "gpu:b", ((5, 2),)),
+    ServicePaused("a", "new weights"),
+    CacheCleared("a", "new weights"),
+    ServiceResumed("a", "they are loaded"),
+)
+FACTS = FACTS_OF_1 + FACTS_SINCE_2
 
 
 def commit(*facts: Fact) -> Commit:
@@ -132,18 +145,35 @@ GOLDEN_BODY = (
     b'["TransferCancelled","b:3","nobody waits"]'
     b"]"
 )
-GOLDEN_CHECKSUM = "37a7df7f"
+GOLDEN_CHECKSUM_OF_1 = "37a7df7f"
+GOLDEN_BODY_SINCE_2 = (
+    b"["
+    b'["PoolResized","gpu:a",12],'
+    b'["SendStarted","a:4","a","r","b","gpu:a",[[0,2]],"gpu:b",[[5,2]]],'
+    b'["ServicePaused","a","new weights"],'
+    b'["CacheCleared","a","new weights"],'
+    b'["ServiceResumed","a","they are loaded"]'
+    b"]"
+)
+GOLDEN_CHECKSUM_OF_2 = "c28eb50e"
 
 
 def test_golden_bytes() -> None:
     """The format of the log changed, and logs on disks are not readable any more."""
     record = codec.encode(commit(*FACTS), at_ms=1_700_000_000_000)
 
-    assert record.body == GOLDEN_BODY
+    assert record.body == GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
     assert record.hashes == bytes(range(32))
-    assert record.checksum == GOLDEN_CHECKSUM
-    assert (record.commit_id, record.author, record.at_ms, record.schema) == ("n.1", "a#3", 1_700_000_000_000, 1)
-    assert SCHEMA == 1
+    assert record.checksum == GOLDEN_CHECKSUM_OF_2
+    assert (record.commit_id, record.author, record.at_ms, record.schema) == ("n.1", "a#3", 1_700_000_000_000, 2)
+    assert SCHEMA == 2
+
+
+def test_a_log_of_schema_1_is_read_as_it_was() -> None:
+    """P7: an upgrade cannot read what the release before it wrote."""
+    old = Record("n.1", "a#3", 1_700_000_000_000, 1, GOLDEN_BODY, bytes(range(32)), GOLDEN_CHECKSUM_OF_1)
+
+    assert codec.decode(stored(old)).facts == FACTS_OF_1
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -276,8 +306,8 @@ def test_every_byte_of_the_body_counts() -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
     """An old release reads half of what a new one wrote."""
-    with pytest.raises(NewerSchema, match="has schema 2, this release reads up to 1: upgrade statecore at position 7"):
-        codec.decode(rewritten(ONE, schema=2))
+    with pytest.raises(NewerSchema, match="has schema 3, this release reads up to 2: upgrade statecore at position 7"):
+        codec.decode(rewritten(ONE, schema=3))
     with pytest.raises(NewerSchema):
         codec.decode(stored(attrs.evolve(ONE, schema=99, checksum="not ours", body=b"not JSON")))
 

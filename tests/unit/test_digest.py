@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from statecore.commands import Allocate
+from statecore.commands import Allocate, Send
 from statecore.digest import digest
 from statecore.state import Node, Pool, State
 from tests.unit.given import Machine, extend, join, match, path
@@ -22,10 +22,12 @@ def busy() -> Machine:
     machine.do(extend("a", "t", 7))
     machine.do(extend("a", "u", 7))
     machine.cache("b", 1, 2)
-    machine.do(Allocate("b", None, 1))
+    machine.do(Allocate("b", None, 2))
     machine.do(join("o", pool="p", blocks=2, host=4))
     machine.cache("o", 1, 2)
     machine.do(Allocate("o", None, 2))
+    held, private = tuple(machine.state.engines["b"].held["h"]), machine.state.engines["a"].requests["s"].private
+    machine.do(Send("b", "x", held, "a", private))
     return machine
 
 
@@ -65,6 +67,28 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "write policy": lambda state: setattr(state, "write_policy", "write_through"),
     "lower watermark": lambda state: setattr(state, "free_low", 1),
     "upper watermark": lambda state: setattr(state, "free_high", 1),
+    "whether a policy was chosen": lambda state: setattr(state, "policy_chosen", True),
+    "who paused": lambda state: setattr(state, "paused_by", "a"),
+    "why paused": lambda state: setattr(state, "paused_for", "x"),
+    "clearings": lambda state: setattr(state, "clears", 9),
+    "engine's window": lambda state: setattr(state.engines["a"], "window", (1, 0, 0, 0, 0)),
+    "a send less": lambda state: state.sends.clear(),
+    **{
+        f"send's {field}": lambda state, field=field, value=value: setattr(state.sends["b:0"], field, value)  # type: ignore[misc]
+        for field, value in {
+            "id": "b:9",
+            "engine": "a",
+            "request": "y",
+            "receiver": "o",
+            "source": "g",
+            "source_blocks": ((9, 1),),
+            "destination": "h",
+            "destination_blocks": ((9, 1),),
+            "ranks": 2,
+            "cancelled": True,
+            "quarantine": ((0, 1),),
+        }.items()
+    },
     "ignored finishes": lambda state: setattr(state, "ignored_finishes", 1),
     "pool's arrived": lambda state: setattr(state.pools["g"], "arrived", 1),
     "pool's rescued": lambda state: setattr(state.pools["g"], "rescued", 1),
@@ -126,18 +150,19 @@ def test_every_field_of_the_state_is_among_the_changes() -> None:
     engine = machine.state.engines["a"]
     known = {
         "State": "block_size hash_scheme position last_commit_id next_node pools engines nodes root transfers "
-        "write_policy free_low free_high ignored_finishes "
+        "write_policy free_low free_high policy_chosen ignored_finishes sends paused_by paused_for clears "
         "clock places place_of journal",  # the last four follow from the others, or live for a step
         "Pool": "name tier blocks free unpinned evicted arrived rescued eviction_order",  # the order follows from the copies
         "Engine": "name session alive gpu_pool cpu_pool tensor_parallel_size requests held "
-        "requests_seen requests_hit prompt_tokens matched_tokens host_tokens transfers",
+        "requests_seen requests_hit prompt_tokens matched_tokens host_tokens transfers window",
         "Transfer": "id kind engine node start end source destination ranks cancelled quarantine",
+        "Send": "id engine request receiver source source_blocks destination destination_blocks ranks cancelled quarantine",
         "Request": "id leaf private duplicates matched",
         "Node": "id parent start end hashes children copies",  # children follow from the parents
         "Copy": "blocks refs branches last_used pending pending_since filling leaving unwritable",
     }
     parts = [machine.state, machine.state.pools["g"], engine, engine.requests["r"], machine.state.nodes[1]]
-    parts.append(machine.state.transfers["o:0"])
+    parts += [machine.state.transfers["o:0"], machine.state.sends["b:0"]]
 
     for part in [*parts, machine.state.nodes[1].copies["g"]]:
         assert set(slots_of(part)) == set(known[type(part).__name__].split()), type(part).__name__

@@ -6,6 +6,7 @@ from events.facts import PathReady, TransferCancelled, TransferFinished
 from events.limits import OUTCOMES_MAX
 from statecore.outcomes import Outcomes
 from statecore.results import TransferState
+from statecore.state import State
 
 
 def test_each_end_is_told_with_its_reason() -> None:
@@ -17,7 +18,8 @@ def test_each_end_is_told_with_its_reason() -> None:
             PathReady("a", "r", 1),
             TransferFinished("a:1", False, "rank 0: gone"),
             TransferCancelled("a:2", "preempted"),
-        ]
+        ],
+        State(),
     )
 
     assert outcomes.get("a:0") == TransferState("a:0", "done")
@@ -30,9 +32,9 @@ def test_each_end_is_told_with_its_reason() -> None:
 def test_the_first_end_counts() -> None:
     """E-11, E-32: a cancelled transfer is told to be done because its workers were faster than they knew."""
     outcomes = Outcomes()
-    outcomes.note([TransferCancelled("a:0", "preempted"), TransferFinished("a:0", True, "")])
-    outcomes.note([TransferFinished("a:1", False, "broken")])
-    outcomes.note([TransferFinished("a:1", True, ""), TransferCancelled("a:1", "late")])
+    outcomes.note([TransferCancelled("a:0", "preempted"), TransferFinished("a:0", True, "")], State())
+    outcomes.note([TransferFinished("a:1", False, "broken")], State())
+    outcomes.note([TransferFinished("a:1", True, ""), TransferCancelled("a:1", "late")], State())
 
     assert outcomes.get("a:0") == TransferState("a:0", "cancelled", "preempted")
     assert outcomes.get("a:1") == TransferState("a:1", "failed", "broken")
@@ -41,11 +43,11 @@ def test_the_first_end_counts() -> None:
 def test_the_oldest_are_forgotten_first() -> None:
     """E-53: memory grows with every transfer there ever was."""
     outcomes = Outcomes()
-    outcomes.note(TransferFinished(f"a:{number}", True, "") for number in range(OUTCOMES_MAX))
-    outcomes.note([TransferFinished("a:0", False, "again")])
+    outcomes.note((TransferFinished(f"a:{number}", True, "") for number in range(OUTCOMES_MAX)), State())
+    outcomes.note([TransferFinished("a:0", False, "again")], State())
     assert outcomes.get("a:0") is not None
 
-    outcomes.note([TransferFinished("b:0", True, ""), TransferFinished("b:1", True, "")])
+    outcomes.note([TransferFinished("b:0", True, ""), TransferFinished("b:1", True, "")], State())
 
     assert [outcomes.get(name) is None for name in ("a:0", "a:1", "a:2", "b:0", "b:1")] == [
         True,

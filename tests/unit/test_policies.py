@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from statecore.commands import Allocate, MarkReady, Release
 from statecore.tiers import reacts
 from tests.unit.given import Machine, extend, join, match
 
-THROUGH = Policy("write_through")
+THROUGH = Policy("write_through", 0, 0)
 
 
 def kinds(facts: list[Fact]) -> list[str]:
@@ -25,8 +26,9 @@ def kinds(facts: list[Fact]) -> list[str]:
 
 def test_what_may_be_chosen() -> None:
     """A policy that is in bounds is refused, or recorded as another."""
-    assert Policy().fact == PolicyChosen("write_back", 0, 0)
+    assert Policy().fact == PolicyChosen("write_back", 10, 20)
     assert Policy("write_through", 10, 10).fact == PolicyChosen("write_through", 10, 10)
+    assert Policy(free_low=0, free_high=0).fact == PolicyChosen("write_back", 0, 0)
     assert Policy(free_low=0, free_high=100).fact == PolicyChosen("write_back", 0, 100)
 
 
@@ -49,8 +51,8 @@ def test_watermarks_in_order() -> None:
     """Swap-outs begin where they should end."""
     with pytest.raises(InvalidInput, match="free_low 30 percent is above free_high 20 percent"):
         Policy(free_low=30, free_high=20)
-    with pytest.raises(InvalidInput, match="above free_high 0"):
-        Policy(free_low=1)
+    with pytest.raises(InvalidInput, match="above free_high 20"):
+        Policy(free_low=21)
 
 
 def test_watermarks_of_numpy() -> None:
@@ -111,6 +113,21 @@ def test_a_policy_is_of_the_index() -> None:
     assert (machine.state.write_policy, machine.state.free_low) == ("write_through", 0)
     assert not reacts(Machine(join("a", host=4)).state)
     assert reacts(machine.state)
+
+
+def test_the_first_host_pool_brings_a_policy_unless_there_is_one() -> None:
+    """Nobody chose one, and a full GPU pool has no room for what the host holds."""
+    default = Policy().fact
+
+    created = Machine(attrs.evolve(join("a", host=4), first_policy=default))
+    assert (created.state.free_low, created.state.policy_chosen) == (10, True)
+    later = Machine(join("a"))
+    later.do(attrs.evolve(join("b", pool="h", host=4), first_policy=default))
+    assert later.state.free_low == 10
+    chosen = Machine(join("a", policy=THROUGH))
+    chosen.do(attrs.evolve(join("b", pool="h", host=4), first_policy=default))
+    assert (chosen.state.write_policy, chosen.state.free_low) == ("write_through", 0)
+    assert Machine(attrs.evolve(join("a"), first_policy=default)).state.policy_chosen is False, "there is no host"
 
 
 def test_host_pools_are_of_one_size_and_tier() -> None:

@@ -47,7 +47,7 @@ def test_beginnings_and_ends_of_lives(machine: Machine) -> None:
     """Two processes create one index, or one life goes on beside the next."""
     first = Machine()
     assert scopes(first, "a", join("a")) == ("engine:a", "index")
-    assert scopes(machine, "b", join("b", blocks=None)) == ("engine:b",)
+    assert scopes(machine, "b", join("b", blocks=None)) == ("engine:b", "index"), "who speaks for all must know of it"
     assert scopes(machine, "c", join("c", pool="h")) == ("engine:c", "index")
     assert scopes(machine, "b", Leave("b")) == ("engine:b",)
 

@@ -1,0 +1,1 @@
+"""Programs that show how others plug statecore in. Each is runnable, and each checks what it shows."""
