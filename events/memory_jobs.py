@@ -140,7 +140,7 @@ class MemoryJobs:
                 return OtherOutcome(failures)
             acks.done = self._log.append_unchecked(report.record, report.touches)
             acks.ends = self._clock() + limits.ACKS_TTL_S
-            self._deleted.setdefault(seat.pool, set()).add(number)
+            self._deleted.setdefault(seat.pool, set()).update({number, acks.rung})
             return RawFinish(FINISHED, acks.done, self._dismiss(seat, number))
 
     # --- ringing ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 --
 -- KEYS  1 log    stream  entry id <position>-0
 --       2 head   hash    as in commit.lua
---       3 acks   hash    of this transfer: rank -> "" (copied) or why it was not; "done" -> position of its finish
+--       3 acks   hash    of this transfer: rank -> "" (copied) or why it was not; "done" -> position of its finish;
+--                        "rung" -> entry id of the job that ring_job.lua put in
 --       4 jobs   stream  the job came from
 --
 -- ARGV  1 layout     version of the key layout the caller speaks
@@ -96,4 +97,7 @@ redis.call('HSET', head, unpack(updates))
 redis.call('HSET', acks, 'done', new)
 redis.call('PEXPIRE', acks, ARGV[7])
 redis.call('XDEL', jobs, ARGV[3])
+if reports.rung then
+  redis.call('XDEL', jobs, reports.rung) -- rung again while this worker had the lost one in its hands
+end
 return {'finished', new, dismiss()}

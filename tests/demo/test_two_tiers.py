@@ -35,13 +35,16 @@ def connection() -> Iterator[LogConnection]:
         yield opened
 
 
+WHEN_NEEDED = Policy("write_back", 0, 0)
+
+
 def engine(
     connection: LogConnection,
     name: str = "engine",
     *,
     gpu: int,
     host: int,
-    policy: Policy | None = Policy("write_back", 0, 0),
+    policy: Policy | None = WHEN_NEEDED,
     block_size: int = BLOCK,
 ) -> CacheIndex:
     return CacheIndex(

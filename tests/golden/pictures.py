@@ -50,7 +50,7 @@ def ids_of_list(blocks: Sequence[int]) -> str:
     return ids(ranges.of_ids(blocks))
 
 
-def fact_in_words(fact: Fact) -> str:
+def fact_in_words(fact: Fact) -> str:  # noqa: PLR0912 - one branch per kind of fact
     match fact:
         case IndexCreated() | PoolAdded() | PoolResized() | PolicyChosen():
             return _setting_in_words(fact)

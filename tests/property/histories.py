@@ -21,7 +21,8 @@ from statecore.rejections import Rejection
 from statecore.replica import Replica
 from statecore.results import Allocation, Extension, Match
 from statecore.state import Request, State
-from tests.sim.ledger import Intent, Ledger
+from tests.sim.accounts import Intent
+from tests.sim.ledger import Ledger
 
 T = TypeVar("T")
 

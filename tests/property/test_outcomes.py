@@ -16,7 +16,7 @@ from statecore.index import CacheIndex
 from statecore.rejections import StepConflict
 from statecore.replica import Replica
 from tests.property.histories import BLOCKS, KINDS, Answer, Operation, call, many, operations, thorough
-from tests.sim.process import counts
+from tests.sim.model import counts
 
 CALLS = tuple(kind for kind in KINDS if kind not in ("commit", "leave", "let go"))
 STEPS = many(many(operations(CALLS), 1, 7), 1, 8)

@@ -20,7 +20,7 @@ from tests.property.histories import (
     hashes_of,
     thorough,
 )
-from tests.sim.ledger import cut, listed
+from tests.sim.accounts import cut, listed
 
 
 @thorough

@@ -1,4 +1,4 @@
-"""Whatever others commit between a decision and its append, a step stands as it was told or never was; all replicas agree."""
+"""Whatever others commit between a decision and its append: a step stands as it was told or never was, replicas agree."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ class Table:
             assert [counted(answer) for answer in answers] == told
             assert {name: len(table) for name, table in tables(index).items()}.keys() == seen.keys()
 
-    def _call(self, index: CacheIndex, operation: Operation) -> list[Match | Allocation | Extension]:
+    def _call(  # noqa: PLR0912 - one branch per call of the index
+        self, index: CacheIndex, operation: Operation
+    ) -> list[Match | Allocation | Extension]:
         kind, _, number, _, count = operation
         try:
             match kind:

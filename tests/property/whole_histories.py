@@ -1,8 +1,9 @@
 """Random histories of everything an index can be asked: two tiers, handovers, sizes, pauses, clearing, and what workers say.
 
-Owns the strategy `OPERATIONS` and `World`, which runs it on a bare replica and keeps a log beside it. Engines e0 and e1 share
-pool p, e2 has pool q; with a host tier all share pool c. What is checked after every commit is in `World.must_hold`; what no
-fact may ever do to a block that a worker is moving is in `Moving`, which knows the facts and nothing else.
+Owns the strategy `OPERATIONS` and `World`, which runs it on a bare replica and keeps a log beside it. Engines e0 and e1
+share pool p, e2 has pool q; with a host tier all share pool c. What is checked after every commit is in
+`World.must_hold`; what no fact may ever do to a block that a worker is moving is in `Moving`, which knows the facts and
+nothing else.
 """
 
 from __future__ import annotations
@@ -188,7 +189,9 @@ class World:
 
     # --- what is asked ----------------------------------------------------------------------------------------------
 
-    def command(self, kind: str, engine: str, name: str, symbols: list[int], count: int) -> Command | None:
+    def command(  # noqa: PLR0912 - one branch per command
+        self, kind: str, engine: str, name: str, symbols: list[int], count: int
+    ) -> Command | None:
         match kind:
             case "match":
                 return commands.Match(engine, name, hashes_of(symbols), len(symbols))

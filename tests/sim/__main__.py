@@ -19,15 +19,17 @@ from tests.sim.story import Outcome, run
 @click.option("--minutes", type=float, help="Run seeds for so long instead.")
 @click.option("--steps", default=60, show_default=True, help="Actions of a run.")
 @click.option("--engines", type=click.IntRange(1, 8), help="Engines; default: 2 to 4, by the seed.")
+@click.option("--tiers", type=click.IntRange(1, 2), help="Tiers; default: by the seed.")
 @click.option("--story", is_flag=True, help="Tell what happened even if all is well.")
 @click.option("--no-shrink", is_flag=True, help="Show a failure as it came.")
 @click.option("--keep-going", is_flag=True, help="Count failures by kind instead of stopping at the first.")
-def main(
+def main(  # noqa: PLR0917 - click passes them by name
     seed: int,
     count: int,
     minutes: float | None,
     steps: int,
     engines: int | None,
+    tiers: int | None,
     story: bool,
     no_shrink: bool,
     keep_going: bool,
@@ -38,7 +40,7 @@ def main(
     runs = positions = 0
     started = time.monotonic()
     while runs < count if minutes is None else time.monotonic() - started < minutes * 60:
-        outcome = run(seed + runs, steps, engines)
+        outcome = run(seed + runs, steps, engines, tiers=tiers)
         runs += 1
         marks += outcome.marks
         positions += outcome.positions

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from events.errors import OutcomeUnknown
 from statecore.hashing import HashedTokens
-from statecore.index import CacheIndex
 from statecore.results import Allocation, Extension, Match
-from tests.sim.ledger import Intent, require
-from tests.sim.process import BLOCK_SIZE_OF_ALL, Abandoned, Held, Model, Process
-from tests.sim.world import World
+from tests.sim.accounts import Intent, require
+from tests.sim.model import BLOCK_SIZE_OF_ALL, Abandoned, Held, Model
+from tests.sim.tier_actions import TierActions, nothing
 
 if TYPE_CHECKING:
-    from tests.sim.story import Story
+    pass
 
 STEMS = ((0, 0, 0, 0, 0, 0, 0, 0), (0, 0, 1, 1, 0, 0, 1, 1), (0, 0, 0, 1, 2, 2, 2, 2), (1, 0, 1, 0, 1, 0, 1, 0))
 NAMES = tuple(f"r{number}" for number in range(6))
@@ -30,33 +27,28 @@ def tokens_of(symbols: list[int]) -> list[int]:
     return [symbol + 1 for symbol in symbols for _ in range(BLOCK_SIZE_OF_ALL)]
 
 
-class Actions:
+class Actions(TierActions):
     """The calls of one process."""
-
-    def __init__(self, world: World, process: Process, story: Story) -> None:
-        self.world = world
-        self.choices = world.choices
-        self.process = process
-        self.story = story
-
-    @property
-    def index(self) -> CacheIndex:
-        return self.process.up
 
     def one(self) -> None:
         """One call with arguments that make sense, mostly."""
         live = list(self.process.model.requests)
+        tiers = bool(self.process.slot.host)
         options: list[tuple[int, Callable[[], object]]] = [(24 if len(live) < 4 else 6, self.match)]
         if live:
             options += [
-                (20, self.extend),
-                (16, self.allocate),
+                (20 if not tiers else 8, self.extend),
+                (16 if not tiers else 8, self.allocate),
                 (8, self.ready),
-                (16, self.release),
+                (16 if not tiers else 26, self.release),
                 (4, self.recycle),
             ]
-        options += [(2, self.hold), (2, self.give_back), (7, self.wrong), (2, self.ask)]
-        options.append((10, self.serve))
+        options += [(2, self.hold), (4, self.give_back), (7 if not tiers else 3, self.wrong), (2, self.ask)]
+        options += [(10 if not tiers else 30, self.serve), (4, self.double)]
+        if tiers:
+            options += [(16, self.look), (16, self.go_on), (6, self.cancel), (12, self.fetch_in_parts)]
+        if self.index.paused:
+            options.append((60, self.resume))
         self.choices.weighted(options)()
 
     # --- right ------------------------------------------------------------------------------------------------------
@@ -64,32 +56,68 @@ class Actions:
     def serve(self) -> None:
         """A request as far as its path, as schedulers do it; perhaps a second one with the same beginning."""
         process = self.process
-        for _ in range(1 + self.choices.draw(2)):
-            name = self.match()
+        longer = self._symbols(3 + self.choices.draw(5)) if process.slot.host and self.choices.chance(50) else None
+        for number in range(1 + self.choices.draw(2)):
+            name = self.match(longer if number or longer is None else longer[: 1 + self.choices.draw(len(longer))])
             held = process.model.requests.get(name)
             if held is None or not process.usable:
                 return
             missing = held.sequence.blocks - len(held.table)
+            if held.waits and not self.choices.chance(20):
+                continue
             if missing > 0:
                 self._allocate(name, missing)
             if process.usable and name in process.model.requests:  # type: ignore[redundant-expr]  # calls in between change it
                 self.extend(name)
 
-    def match(self) -> str:
+    def fetch_in_parts(self) -> None:
+        """A prompt that the host holds: first its beginning, then a request that wants more of it."""
+        ledger, engine = self.world.ledger, self.process.engine
+        found = []
+        for stem in STEMS:
+            hashes = HashedTokens.begin(BLOCK_SIZE_OF_ALL).extend(tokens_of(list(stem))).hashes
+            depth, _ = ledger.longest(engine, hashes, None)
+            if self.process.alive_in_log() and ledger.fetchable(engine, hashes, depth) > 1:
+                found.append((list(stem), depth))
+        if not found:
+            self.serve()
+            return
+        symbols, depth = self.choices.one_of(found)
+        self.match(symbols[: depth + 1])
+        if self.process.usable:
+            self.process.rush = True  # the first may come, or fail, before the second is asked for
+            self.match(symbols)
+            self.process.rush = False
+
+    def match(self, symbols: list[int] | None = None) -> str:
         process, choices = self.process, self.choices
         name = choices.one_of([name for name in NAMES if name not in process.model.requests] or list(NAMES))
-        symbols = self._symbols(1 + choices.draw(7))
+        symbols = self._symbols(1 + choices.draw(7)) if symbols is None else symbols
         tokens = tokens_of(symbols) + [9] * choices.draw(BLOCK_SIZE_OF_ALL)
         limit = choices.draw(5) if choices.chance(10) else None
         salt = b"tenant" if choices.chance(4) else b""
         by_hashes = not salt and choices.chance(25)
         sequence = HashedTokens.begin(BLOCK_SIZE_OF_ALL, salt=salt).extend(tokens)
+        told = f"{'hashes' if by_hashes else 'tokens'} {''.join(map(str, symbols))}{salt.decode()}"
+        self._match(name, sequence, None if by_hashes else tokens, salt, limit, told)
+        return name
+
+    def _match(
+        self,
+        name: str,
+        sequence: HashedTokens,
+        tokens: list[int] | None,
+        salt: bytes = b"",
+        limit: int | None = None,
+        told: str = "",
+    ) -> None:
+        process = self.process
 
         def do() -> Match:
             process.intents.append(Intent(sequence.hashes, limit))
             try:
-                if by_hashes:
-                    return self.index.match(name, hashes=sequence.hashes, prompt_tokens=len(tokens), limit=limit)
+                if tokens is None:
+                    return self.index.match(name, hashes=sequence.hashes, prompt_tokens=sequence.length, limit=limit)
                 return self.index.match(name, tokens, salt=salt, limit=limit)
             except OutcomeUnknown:
                 raise
@@ -99,13 +127,39 @@ class Actions:
 
         def update(model: Model, answer: Match | None) -> None:
             blocks = [] if answer is None else list(answer.blocks)
-            model.requests[name] = Held(sequence, by_hashes, blocks, len(blocks))
+            waits = () if answer is None else answer.waits_for
+            model.requests[name] = Held(sequence, tokens is None, blocks, len(blocks), len(blocks), waits)
             if answer is not None:
                 require(answer.tokens == len(blocks) * BLOCK_SIZE_OF_ALL, "tokens are those of the blocks", answer)
 
-        how = "hashes" if by_hashes else "tokens"
-        process.call(f"match({name}, {how} {''.join(map(str, symbols))}{salt.decode()}, limit={limit})", do, update)
-        return name
+        process.call(f"match({name}, {told}, limit={limit})", do, update)
+
+    def double(self) -> None:
+        """While one request has computed blocks that the tree has not, another with the same prompt is scheduled."""
+        process = self.process
+        computed = [
+            name
+            for name, held in process.model.requests.items()
+            if not held.waits and held.path < held.sequence.blocks <= len(held.table)
+        ]
+        spare = [name for name in NAMES if name not in process.model.requests]
+        if not computed or not spare:
+            self.serve()
+        elif process.stepping:
+            self._double(self.choices.one_of(computed), spare[0])
+        else:
+            name = self.choices.one_of(computed)
+            process.step(lambda _: self._double(name, spare[0]))
+
+    def _double(self, first: str, second: str) -> None:
+        requests = self.process.model.requests
+        self._match(second, requests[first].sequence, None, told=f"like {first}")
+        requests = self.process.model.requests  # told anew after each call of a step
+        if second in requests and (missing := requests[second].sequence.blocks - len(requests[second].table)) > 0:
+            self._allocate(second, missing)
+        for name in (second, first):
+            if name in self.process.model.requests:
+                self.extend(name, whole=name == first)
 
     def allocate(self) -> None:
         name, held = self._live()
@@ -119,6 +173,10 @@ class Actions:
         def update(model: Model, answer: Allocation | None) -> None:
             if answer is None:
                 return
+            if not answer.blocks:
+                require(bool(answer.waits_for), "who is told to ask again is told after what", answer)
+                self.world.marks["allocate: not yet"] += 1
+                return
             require(len(answer.blocks) == blocks, "as many blocks are given as were asked", (answer, blocks))
             taken = self._taken_by_others(model, answer.blocks)
             require(not taken, "what is given belongs to nobody else", (answer, taken))
@@ -127,27 +185,32 @@ class Actions:
             else:
                 model.requests[name].table += answer.blocks
 
-        self.process.call(f"allocate({name}, {blocks})", lambda: self.index.allocate(name, blocks), update)
+        self.process.call(f"allocate({name}, {blocks})", lambda: self.index.allocate(name, blocks), update, of=name)
 
     def _taken_by_others(self, model: Model, blocks: list[int]) -> set[int]:
-        mine = {block for held in model.requests.values() for block in held.table} | set(model.held)
+        mine = set(model.held)
+        for held in model.requests.values():
+            mine.update(held.private if held.waits else held.table)  # a path that waits may have been cut
         return mine & set(blocks)
 
-    def extend(self, name: str | None = None) -> None:
+    def extend(self, name: str | None = None, *, whole: bool = False) -> None:
+        """`whole`: all that is known, and it is ready."""
         process, choices = self.process, self.choices
         name, held = self._live() if name is None else (name, process.model.requests[name])
         room = len(held.private)
         more: list[int] = []
-        if held.sequence.blocks <= held.path + choices.draw(2) and room:
+        if not whole and held.sequence.blocks <= held.path + choices.draw(2) and room:
             more = tokens_of(self._symbols(room, choices.chance(50)))
             more = more[: 1 + choices.draw(len(more))] if choices.chance(20) else more
         sequence = held.sequence.extend(more)
         blocks = None
-        if sequence.blocks > held.path + room and not choices.chance(15):
+        if whole:
+            pass
+        elif sequence.blocks > held.path + room and not choices.chance(15):
             blocks = held.path + choices.draw(room + 1)
         elif choices.chance(20):
             blocks = choices.draw(sequence.blocks + 1)
-        ready = choices.chance(30)
+        ready = (whole or choices.chance(30)) and self.compute_all(name, held, sequence, blocks)
 
         def do() -> Extension:
             if ready:
@@ -160,24 +223,25 @@ class Actions:
         def update(model: Model, answer: Extension | None) -> None:
             model.requests[name].sequence = sequence
             if answer is not None:
-                require(answer.path_blocks >= model.requests[name].path, "a path does not get shorter", answer)
-                model.requests[name].path = answer.path_blocks
+                known = model.requests[name]
+                require(answer.path_blocks >= known.path or bool(known.waits), "a path does not get shorter", answer)
+                known.path = answer.path_blocks
+                self.world.marks["a failed swap-in answered by computing"] += 0 < known.was <= known.path
 
-        process.call(f"extend({name}, {more}, blocks={blocks}, ready={ready})", do, update)
+        process.call(f"extend({name}, {more}, blocks={blocks}, ready={ready})", do, update, of=name)
 
     def ready(self) -> None:
         name, held = self._live()
-        depth = self.choices.draw(held.path + 1) if self.choices.chance(30) else None
+        depth = self.choices.draw(held.path + 1) if self.choices.chance(50) else None
+        if self.process.stepping:  # what this step schedules is not computed yet
+            before = self.process.before.requests.get(name)
+            known = 0 if before is None or before.life is not held.life else min(before.path, held.path)
+            depth = known if depth is None else min(depth, known)
         self.process.said_ready.add(name)
-        self.process.call(f"ready({name}, {depth})", lambda: self.index.ready(name, depth), _nothing)
+        self.process.call(f"ready({name}, {depth})", lambda: self.index.ready(name, depth), nothing, of=name)
 
     def release(self) -> None:
-        name, _ = self._live()
-
-        def update(model: Model, _: Any) -> None:
-            del model.requests[name]
-
-        self.process.call(f"release({name})", lambda: self.index.release(name), update)
+        self.release_one(self._live()[0])
 
     def recycle(self) -> None:
         name, held = self._live()
@@ -202,7 +266,8 @@ class Actions:
                 request = model.requests[name]
                 request.table = [block for block in request.table if block not in blocks]
 
-        self.process.call(f"recycle({name}, {blocks})", lambda: self.index.recycle(name, blocks), update)
+        self.process.computed()  # nothing is written any more into what is given back
+        self.process.call(f"recycle({name}, {blocks})", lambda: self.index.recycle(name, blocks), update, of=name)
 
     def ask(self) -> None:
         """Questions change nothing and are answered by what this replica knows."""
@@ -212,7 +277,9 @@ class Actions:
         self.world.tell(f"{self.process.name}:   would_match -> {found}")
         self.world.marks["would_match"] += 1
         if known is not None and not self.process.busy:
-            require(found == known.longest(self.process.engine, hashes, None)[0], "a question is answered truly", found)
+            depth, _ = known.longest(self.process.engine, hashes, None)
+            depth += known.fetchable(self.process.engine, hashes, depth)
+            require(found == depth, "a question is answered truly", (found, depth))
             pool = known.pools[self.process.pool]
             room = len(pool.free) + known.idle(self.process.pool)
             require(index.free_blocks == len(pool.free), "free blocks are told truly")
@@ -239,8 +306,11 @@ class Actions:
             ("match without prompt", lambda: index.match("new")),
             ("match('')", lambda: index.match("", [1, 2])),
             ("match with torn hashes", lambda: index.match("new", hashes=b"torn")),
+            ("cancel(nothing)", lambda: index.cancel("e0:9999")),
+            ("poll(nothing)", lambda: index.poll("e0:9999")),
+            ("poll('')", lambda: index.poll("")),
         ]
-        if process.model.held or any(held.table for held in process.model.requests.values()):
+        if process.model.held or any(held.table and not held.waits for held in process.model.requests.values()):
             calls.append(("allocate(None, all)", lambda: index.allocate(None, process.pool_blocks)))
         if name is not None:
             held = process.model.requests[name]
@@ -264,7 +334,7 @@ class Actions:
             do()
             require(process.over, "what is wrong is refused", title)
 
-        self.process.call(title, refused, _nothing)
+        self.process.call(title, refused, nothing, of=name)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -294,20 +364,7 @@ class Actions:
         if not stem:
             return [self.choices.draw(3) for _ in range(blocks)]
         chosen = list(self.choices.one_of(STEMS)[:blocks])
-        if self.choices.chance(40):
+        if self.choices.chance(25 if self.process.slot.host else 40):
             fork = self.choices.draw(blocks + 1)
             chosen[fork:] = [self.choices.draw(3) for _ in range(len(chosen) - fork)]
         return chosen
-
-
-def _nothing(_model: Model, _answer: Any) -> None:
-    """For calls that answer by returning."""
-
-
-@attrs.frozen
-class Slot:
-    """An engine's place: its name, its pool, and the pool's size."""
-
-    engine: str
-    pool: str
-    blocks: int

@@ -1,6 +1,7 @@
 """Many seeds, and the marks that say whether they did anything interesting.
 
-Owns the list of what must occur in a campaign: every command, every refusal, every fault, every turn an append can take.
+Owns the lists of what must occur in a campaign: every command, every refusal, every fault, every turn an append can take,
+every end of a transfer, every death of a worker.
 A campaign in which one of them never happened proves nothing about it, and fails.
 """
 
@@ -37,6 +38,39 @@ FACTS = (
 )
 EXPECTED = (*COMMANDS, *REFUSALS, *FAULTS, *TURNS, *FACTS)
 
+TIER_COMMANDS = (*("poll", "wait", "cancel", "pause", "resume", "clear"),)
+TIER_REFUSALS = (*("PathNotFilled", "UnknownTransfer", "Paused", "InUse"),)
+TRANSFERS = (
+    *("started: swap_out", "started: swap_in", "started: write_through", "watermark swap-out"),
+    *("done: swap_out", "done: swap_in", "done: write_through"),
+    *("failed: swap_out", "failed: swap_in", "failed: write_through"),
+    *("cancelled: swap_out", "cancelled: swap_in", "cancelled: write_through", "cancelled too late"),
+    *("rescue", "matched what is leaving", "left the pool", "allocate: not yet"),
+    *("joined a swap-in under way", "fetched what another engine computed"),
+    *("fetched into the place of what the host has too", "dropped: the host has it", "dropped: the host has it not"),
+    *("host eviction", "host eviction: the leaf goes, its parent stays"),
+    *("told: done", "told: failed", "told: cancelled", "told: under way"),
+    *("a cut path, noticed", "a failed swap-in answered by computing", "a cut cancels another transfer"),
+    *("quarantine ended", "a late result after a cancel", "a late failure after a cancel"),
+    *("cleared with blocks in quarantine", "a late result after a clearing"),
+    *("an engine goes with transfers under way", "a transfer outlives its engine"),
+    *("a new life among transfers of the old one", "a finish lands below a commit", "a conflict after a finish"),
+)
+WORKERS = (
+    *("worker died before the copy", "worker died during the copy", "half-copied", "worker died after the copy"),
+    *("worker died before the report", "worker died after the report", "worker died after a failed copy"),
+    *("worker stopped in order", "worker: copied", "worker: failed", "worker: skipped", "worker: defect"),
+    *("worker: unavailable", "a second worker is refused", "a takeover in the middle of a turn"),
+    *("claimed what another worker left", "a job again, before its report", "a job again, after its report"),
+    *("report: reported", "report: finished", "report: duplicate", "report: came twice"),
+    *("a rank failed, the last one says so", "copy failed"),
+    *("lost report", "lost reply to a report", "late report", "duplicate report", "death after the report"),
+    *("lost job request", "lost job reply", "job stream lost", "job stream lost, with the lists"),
+    *("a lost job on a list", "rebuild rang a lost job", "a job was not needed", "settled by ringing"),
+    *("rang the job of a cancelled transfer", "rang a job that is in a worker's hands", "ten minutes pass"),
+)
+EXPECTED_OF_TIERS = (*TIER_COMMANDS, *TIER_REFUSALS, *TRANSFERS, *WORKERS)
+
 
 @attrs.define
 class Campaign:
@@ -47,17 +81,12 @@ class Campaign:
     marks: Counter[str] = attrs.Factory(Counter)
     failure: Outcome | None = None
 
-    @property
-    def missing(self) -> list[str]:
-        """What never occurred."""
-        return [mark for mark in EXPECTED if not self.marks[mark]]
 
-
-def campaign(seeds: Iterable[int], steps: int) -> Campaign:
+def campaign(seeds: Iterable[int], steps: int, tiers: int) -> Campaign:
     """Run the seeds, up to the first failure."""
     found = Campaign()
     for seed in seeds:
-        outcome = run(seed, steps)
+        outcome = run(seed, steps, tiers=tiers)
         found.runs += 1
         found.positions += outcome.positions
         found.marks += outcome.marks

@@ -56,6 +56,13 @@ class Choices:
         self.made[-1].append(number)
         return bool(number)
 
+    def decided(self, number: int) -> int:
+        """A number that the caller of this run has chosen; recorded, so that a script plays it again."""
+        if self._script is not None:
+            number = self._left.pop() if self._left else 0
+        self.made[-1].append(number)
+        return number
+
     def one_of(self, options: Sequence[T]) -> T:
         return options[self.draw(len(options))]
 

@@ -105,10 +105,11 @@ class FaultyTransport:
         return self._world.log.head()
 
     def follow(self, after: int) -> Follower | None:
-        return FaultyFollower(self._world, after)
+        return FaultyFollower(self._world, after, lambda: self._interlude(self._process))
 
-    def wait(self, after: int, timeout_s: float) -> None:
-        """There is no time here: whoever waits looks again at once."""
+    def wait(self, after: int, timeout_s: float) -> None:  # noqa: ARG002 - there is no time here
+        """While somebody waits, others act; then the time is over."""
+        self._interlude(self._process)
 
     def close(self) -> None:
         """The log in memory goes on for the others."""
@@ -137,19 +138,25 @@ class FaultyTransport:
 class FaultyFollower:
     """Fetches ahead, badly. Implements `events.ports.Follower`."""
 
-    def __init__(self, world: World, after: int) -> None:
+    def __init__(self, world: World, after: int, interlude: Callable[[], None]) -> None:
         self._world = world
         self._after = after
+        self._interlude = interlude
 
     def arrived(self, after: int) -> tuple[StoredRecord, ...]:
         return tuple(record for record in self._fetched() if record.position > after)
 
-    def wait(self, after: int, timeout_s: float) -> None:
-        """There is no time here: whoever waits looks again at once."""
+    def wait(self, after: int, timeout_s: float) -> None:  # noqa: ARG002 - there is no time here
+        """While somebody waits, others act; then the time is over."""
+        self._interlude()
 
     def _fetched(self) -> tuple[StoredRecord, ...]:
         world = self._world
-        behaviour = world.choices.weighted(((50, "nothing"), (30, "all"), (8, "some"), (6, "repeated"), (6, "a gap")))
+        behaviour = (
+            "all"
+            if world.healed
+            else world.choices.weighted(((50, "nothing"), (30, "all"), (8, "some"), (6, "repeated"), (6, "a gap")))
+        )
         waiting = world.log.read(self._after, 1000)
         if behaviour == "nothing" or not waiting:
             return ()

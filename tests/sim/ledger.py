@@ -2,117 +2,46 @@
 
 Owns the naive truth that the machine is compared with: no runs, no nodes, no refs, no eviction order. A pool is a
 dictionary from block hash to block id; a hash commits to everything before it, so the dictionary is the prefix tree.
-Shares no code with `statecore`. What a fact may not do is asserted here in the plainest words.
+Shares no code with `statecore`. What a fact may not do is asserted here in the plainest words. What transfers do is in
+`moves.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 import attrs
 
 from events import facts as f
-
-WIDTH = f.BLOCK_HASH_BYTES
-
-
-class Violation(AssertionError):
-    """A promise is broken. `check` names the promise, so that shrinking stays with the same failure."""
-
-    def __init__(self, check: str, detail: str) -> None:
-        super().__init__(f"{check}: {detail}")
-        self.check = check
-
-
-def require(holds: bool, check: str, detail: object = "") -> None:
-    if not holds:
-        raise Violation(check, str(detail))
-
-
-def listed(blocks: f.BlockRanges) -> list[int]:
-    return [block for start, count in blocks for block in range(start, start + count)]
-
-
-def cut(hashes: bytes) -> list[bytes]:
-    return [hashes[at : at + WIDTH] for at in range(0, len(hashes), WIDTH)]
-
-
-@attrs.frozen
-class Cached:
-    """One cached block.
-
-    Attributes:
-        pending: who is computing it.
-        commit: number of the commit that brought it.
-        used: number of the last commit in which a request began, grew over it, or ended.
-    """
-
-    block: int
-    parent: bytes | None
-    pending: str | None
-    commit: int
-    used: int
-
-
-@attrs.define
-class Live:
-    """One live request: block hashes of its path, its own blocks at duplicate places, its private blocks."""
-
-    pool: str
-    path: list[bytes]
-    own: dict[int, int] = attrs.Factory(dict)
-    private: list[int] = attrs.Factory(list)
-
-    def copy(self) -> Live:
-        return Live(self.pool, list(self.path), dict(self.own), list(self.private))
-
-
-@attrs.define
-class Memory:
-    """One pool."""
-
-    blocks: int
-    free: set[int]
-    cached: dict[bytes, Cached]
-
-    def copy(self) -> Memory:
-        return Memory(self.blocks, set(self.free), dict(self.cached))
-
-
-@attrs.define
-class Life:
-    """One engine. `served`, over all its lives: requests, hits, tokens asked, blocks found."""
-
-    session: int
-    alive: bool
-    pool: str
-    held: set[int]
-    served: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    def copy(self) -> Life:
-        return Life(self.session, self.alive, self.pool, set(self.held), self.served)
-
-
-@attrs.frozen
-class Intent:
-    """What a process asked for when it began a request: the caller's half of a `PrefixMatched`."""
-
-    hashes: bytes
-    limit: int | None
+from tests.sim.accounts import Cached, Intent, Life, Live, Memory, Moving, Served, cut, listed, require
 
 
 class Ledger:
-    """The account. `commit` is the number of the commit being entered."""
+    """The account.
+
+    Attributes:
+        commit: the number of the commit being entered.
+        moving: transfers under way, oldest first.
+        before: block hash -> the one before it, and its depth; true for ever, so shared by all copies.
+        paused: whether no request may begin.
+        ignored: results and cancellations that came for transfers that were over.
+    """
 
     def __init__(self) -> None:
         self.commit = 1
         self.pools: dict[str, Memory] = {}
         self.engines: dict[str, Life] = {}
         self.requests: dict[tuple[str, str], Live] = {}
+        self.moving: dict[str, Moving] = {}
+        self.before: dict[bytes, tuple[bytes | None, int]] = {}
+        self.ignored = 0
+        self.paused = False
 
-    def copy(self) -> Ledger:
-        new = Ledger()
-        new.commit = self.commit
+    def copy(self) -> Self:
+        new = type(self)()
+        new.commit, new.ignored, new.before = self.commit, self.ignored, self.before
+        new.moving, new.paused = dict(self.moving), self.paused
         new.pools = {name: pool.copy() for name, pool in self.pools.items()}
         new.engines = {name: life.copy() for name, life in self.engines.items()}
         new.requests = {key: request.copy() for key, request in self.requests.items()}
@@ -138,18 +67,43 @@ class Ledger:
         path = [found.own.get(place, pool.cached[block].block) for place, block in enumerate(found.path)]
         return path + found.private
 
+    def fetchable(self, engine: str, hashes: bytes, depth: int) -> int:
+        """How many blocks after `depth` the engine's host has, and its own pool has not."""
+        life = self.engines[engine]
+        if life.host is None:
+            return 0
+        cached, host = self.pools[life.pool].cached, self.pools[life.host].cached
+        wanted = cut(hashes)[depth:]
+        for count, block in enumerate(wanted):
+            if block in cached or block not in host or host[block].pending is not None:
+                return count
+        return len(wanted)
+
     def pinned(self, pool: str) -> set[bytes]:
-        return {block for request in self.requests.values() if request.pool == pool for block in request.path}
+        """What requests stand on, and what transfers read."""
+        used = {block for request in self.requests.values() if request.pool == pool for block in request.path}
+        for moving in self.moving.values():
+            if moving.source == pool and not moving.cancelled:
+                used.update(moving.hashes)
+        return used
 
     def idle(self, pool: str) -> int:
-        """Cached blocks that nobody pins."""
-        return len(self.pools[pool].cached.keys() - self.pinned(pool))
+        """Cached blocks that are there and that nobody pins."""
+        pinned = self.pinned(pool)
+        return sum(each.pending is None and name not in pinned for name, each in self.pools[pool].cached.items())
 
     def next_to_go(self, pool: str) -> int:
-        """When what may be evicted first was last used: no request pins it, nothing cached follows it."""
+        """When what may be evicted first was last used: it is there, nobody pins it, nothing cached follows it."""
         cached, pinned = self.pools[pool].cached, self.pinned(pool)
         parents = {each.parent for each in cached.values()}
-        return min(each.used for name, each in cached.items() if name not in pinned and name not in parents)
+        return min(
+            each.used
+            for name, each in cached.items()
+            if name not in pinned and name not in parents and each.pending is None
+        )
+
+    def owner_of(self, pool: str, block: int) -> str:
+        return self.owners(pool)[block]
 
     def owners(self, pool: str) -> dict[int, str]:
         """Every block id of the pool and what it belongs to; a block in two places is a violation."""
@@ -169,6 +123,9 @@ class Ledger:
         for (engine, name), request in self.requests.items():
             if request.pool == pool:
                 put([*request.own.values(), *request.private], f"request {name} of {engine}")
+        for name, moving in self.moving.items():
+            if moving.cancelled and moving.destination == pool:
+                put(moving.blocks, f"quarantine {name}")
         require(places.keys() == set(range(memory.blocks)), "no block is lost", f"{memory.blocks}: {sorted(places)}")
         return places
 
@@ -185,13 +142,15 @@ class Ledger:
             case f.IndexCreated():
                 require(not self.pools, "an index is created once")
             case f.PoolAdded():
-                self.pools[fact.pool] = Memory(fact.blocks, set(range(fact.blocks)), {})
+                self.pools[fact.pool] = Memory(fact.tier, fact.blocks, set(range(fact.blocks)), {})
             case f.EngineJoined():
                 before = self.engines.get(fact.engine)
                 require(before is None or not before.alive, "a life ends before the next begins")
                 require(fact.session == (before.session if before else 0) + 1, "sessions count up")
-                served = before.served if before else (0, 0, 0, 0)
-                self.engines[fact.engine] = Life(fact.session, True, fact.gpu_pool, set(), served)
+                life = Life(fact.session, True, fact.gpu_pool, fact.cpu_pool, fact.tensor_parallel_size)
+                if before is not None:
+                    life.started, life.served = before.started, before.served
+                self.engines[fact.engine] = life
             case f.EngineLeft() | f.EngineLost():
                 self._gone(fact.engine, fact.session)
             case f.PrefixMatched():
@@ -210,15 +169,22 @@ class Ledger:
                 self._evicted(fact)
 
     def _matched(self, fact: f.PrefixMatched, intent: Intent) -> None:
+        require(not self.paused, "no request begins while service is paused", fact)
         path = cut(intent.hashes)[: fact.depth]
         require(len(path) == fact.depth, "a match is no longer than its prompt", fact)
         usable, _ = self.longest(fact.engine, intent.hashes, fact.depth)
         require(usable == fact.depth, "matched blocks are there and filled", (fact, usable))
         require((fact.engine, fact.request) not in self.requests, "a request begins once", fact)
         life = self.engines[fact.engine]
-        seen, hits, asked, found = life.served
-        life.served = (seen + 1, hits + bool(path), asked + fact.prompt_tokens, found + len(path))
-        self.requests[fact.engine, fact.request] = Live(life.pool, path)
+        had = life.served
+        life.served = Served(
+            had.requests + 1,
+            had.hits + bool(path),
+            had.asked + fact.prompt_tokens,
+            had.found + len(path),
+            had.fetched,
+        )
+        self.requests[fact.engine, fact.request] = Live(life.pool, path, intent.hashes)
         self._use(self.pools[life.pool], path)
 
     def _use(self, pool: Memory, path: Iterable[bytes]) -> None:
@@ -250,16 +216,20 @@ class Ledger:
         request = self.requests[fact.engine, fact.request]
         pool = self.pools[request.pool]
         require(fact.depth == len(request.path), "a path grows at its end", fact)
+        unfilled = [block for block in request.path if pool.cached[block].filling is not None]
+        require(not unfilled, "no path grows over what is being brought", fact)
         adopted, duplicates = [], []
         for block_hash in cut(fact.hashes):
             own = request.private.pop(0)
             there = pool.cached.get(block_hash)
+            parent = request.path[-1] if request.path else None
+            self.before[block_hash] = (parent, len(request.path))
             if there is None:
-                parent = request.path[-1] if request.path else None
                 pool.cached[block_hash] = Cached(own, parent, fact.engine, self.commit, self.commit)
                 adopted.append(own)
             else:
                 require(there.pending in (None, fact.engine), "no path over another's unfinished block", fact)
+                require(there.filling is None, "no path grows over what is being brought", fact)
                 request.own[len(request.path)] = own
                 self._use(pool, [block_hash])
                 duplicates.append(own)
@@ -276,6 +246,7 @@ class Ledger:
             cached = pool.cached[block_hash]
             if cached.pending is not None:
                 require(cached.pending == fact.engine, "only its engine makes a block ready", fact)
+                require(cached.filling is None, "only its transfer makes a block ready that is being brought", fact)
                 require(
                     cached.commit < self.commit or fact.request in said_ready,
                     "no block is ready in the step that schedules it",
@@ -292,7 +263,7 @@ class Ledger:
             block_hash = by_block.get(block)
             require(block_hash is not None, "only cached blocks are evicted", fact)
             assert block_hash is not None
-            require(block_hash not in pinned, "no pinned block is evicted", fact)
+            require(block_hash not in pinned, "no block is evicted that somebody stands on or reads", fact)
             require(pool.cached[block_hash].pending is None, "no unfinished block is evicted", fact)
             gone.append(block_hash)
         self._drop(pool, gone)
@@ -312,7 +283,8 @@ class Ledger:
             if owner == engine:
                 self._ended(engine, request)
         self.pools[life.pool].free.update(life.held)
-        self.engines[engine] = Life(session, False, life.pool, set(), life.served)
+        life.alive = False
+        life.held.clear()
 
     def _ended(self, engine: str, name: str) -> list[int]:
         request = self.requests.pop((engine, name))
@@ -325,7 +297,9 @@ class Ledger:
         unfinished = [
             block_hash
             for block_hash in request.path
-            if block_hash not in pinned and pool.cached[block_hash].pending is not None
+            if block_hash not in pinned
+            and pool.cached[block_hash].pending is not None
+            and pool.cached[block_hash].filling is None
         ]
         freed = own + [pool.cached[block_hash].block for block_hash in unfinished]
         self._drop(pool, unfinished)

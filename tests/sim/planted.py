@@ -15,7 +15,7 @@ from events.facts import BlockRanges, BlocksRecycled, Fact
 from events.log import EventLog
 from events.memory import MemoryTransport
 from events.ports import Appended
-from statecore import decide, eviction, evolve, ranges, scopes, state, step, tiers, tree
+from statecore import assign, decide, decision, eviction, evolve, ranges, scopes, state, step, tiers, tree
 from statecore.answers import Answers
 from statecore.blockset import BlockSet
 from statecore.journal import Journal
@@ -26,7 +26,7 @@ from statecore.step import Step
 Patch = tuple[object, str, object]
 
 
-def _patches(*patches: Patch) -> Callable[[], Any]:
+def patches(*patches: Patch) -> Callable[[], Any]:
     @contextmanager
     def planted() -> Iterator[None]:
         with ExitStack() as stack:
@@ -113,7 +113,7 @@ def _only_private(request: Any) -> BlockRanges:
 
 
 def _ready_at_once(st: Any, engine: Any, request: Any) -> Any:  # noqa: ARG001
-    return decide._ready_to(engine, request, request.path_blocks)
+    return decision.ready_to(engine, request, request.path_blocks)
 
 
 def _highest(self: Any, blocks: int) -> BlockRanges:
@@ -153,37 +153,39 @@ def _nothing(*_: Any) -> None:
 _evolve_recycled = {**evolve._EVOLVE, BlocksRecycled: _recycled_but_kept}
 
 PLANTED: Final[dict[str, Callable[[], Any]]] = {
-    "pool scopes are not checked": _patches((step, "scopes_of", _scopes_without("pool:"))),
-    "the own engine's scope is not checked": _patches((step, "scopes_of", _scopes_without("engine:"))),
-    "the index scope is not checked": _patches((step, "scopes_of", _scopes_without("index"))),
-    "neither the log nor the session looks who is alive": _patches(
+    "pool scopes are not checked": patches((step, "scopes_of", _scopes_without("pool:"))),
+    "the own engine's scope is not checked": patches((step, "scopes_of", _scopes_without("engine:"))),
+    "the index scope is not checked": patches((step, "scopes_of", _scopes_without("index"))),
+    "neither the log nor the session looks who is alive": patches(
         (MemoryTransport, "append", _without_fence()), (Session, "_require_alive", _nothing)
     ),
-    "a lost reply is taken for a failure": _patches((EventLog, "_append_once", _lost_reply_is_failure())),
-    "acknowledged before it is appended": _patches((EventLog, "append", _acknowledged_before_appended())),
-    "the own commit is not looked for": _patches((EventLog, "_find", _nothing)),
-    "nothing is undone before what was missed": _patches((Replica, "undo", _nothing)),
-    "a gap among arrivals is not noticed": _patches((Session, "_catch_up_with_arrived", _gaps_are_nothing)),
-    "a deletion is not undone": _patches((Journal, "drop", _drop_unrecorded)),
-    "memos are not undone": _patches((Step, "undo_memos", _nothing)),
-    "an answer is not corrected": _patches((Answers, "allocation", _filled_once())),
-    "places are named by node id": _patches(
+    "a lost reply is taken for a failure": patches((EventLog, "_append_once", _lost_reply_is_failure())),
+    "acknowledged before it is appended": patches((EventLog, "append", _acknowledged_before_appended())),
+    "the own commit is not looked for": patches((EventLog, "_find", _nothing)),
+    "nothing is undone before what was missed": patches((Replica, "undo", _nothing)),
+    "a gap among arrivals is not noticed": patches((Session, "_catch_up_with_arrived", _gaps_are_nothing)),
+    "a deletion is not undone": patches((Journal, "drop", _drop_unrecorded)),
+    "memos are not undone": patches((Step, "undo_memos", _nothing)),
+    "an answer is not corrected": patches((Answers, "allocation", _filled_once())),
+    "places are named by node id": patches(
         (tree, "place", lambda _, node: node.id), (eviction, "place", lambda _, node: node.id)
     ),
-    "another's unfinished blocks are matched": _patches((tree, "longest_match", _matches_foreign_pending())),
-    "scheduled blocks are ready at once": _patches((decide, "_computed_meanwhile", _ready_at_once)),
-    "unfinished blocks are kept": _patches((tree, "drop_unfinished", lambda *_: ())),
-    "pinned copies are evicted": _patches(
+    "another's unfinished blocks are matched": patches((tree, "longest_match", _matches_foreign_pending())),
+    "scheduled blocks are ready at once": patches(
+        (decide, "computed_meanwhile", _ready_at_once), (assign, "computed_meanwhile", _ready_at_once)
+    ),
+    "unfinished blocks are kept": patches((tree, "drop_unfinished", lambda *_: ())),
+    "pinned copies are evicted": patches(
         (state.Copy, "evictable", property(lambda copy: copy.branches == 0 and copy.pending is None)),
         (tree, "pin_copy", _nothing),
     ),
-    "branches are not counted": _patches((tree, "_count_branch", _nothing)),
-    "recycled blocks stay in the table": _patches((evolve, "_EVOLVE", _evolve_recycled)),
-    "release forgets duplicates": _patches(
+    "branches are not counted": patches((tree, "_count_branch", _nothing)),
+    "recycled blocks stay in the table": patches((evolve, "_EVOLVE", _evolve_recycled)),
+    "release forgets duplicates": patches(
         (decide, "private_ranges", _only_private), (evolve, "private_ranges", _only_private)
     ),
-    "highest ids are given first": _patches((BlockSet, "lowest", _highest)),
-    "more is evicted than is missing": _patches((tiers, "choose_victims", _one_too_many)),
+    "highest ids are given first": patches((BlockSet, "lowest", _highest)),
+    "more is evicted than is missing": patches((tiers, "choose_victims", _one_too_many)),
 }
 """What is wrong -> a context in which it is. Left out because no promise is broken by it: another order of eviction
 (policy), losing the background follower's entries (they are read from the log). Fence and session check are planted

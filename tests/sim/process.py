@@ -7,108 +7,38 @@ truthfully; a life that is over changes nothing. The model is built from answers
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import attrs
+from typing import TYPE_CHECKING, Any
 
 from events.errors import InvalidInput, OutcomeUnknown, Unavailable
-from statecore.hashing import HashedTokens
 from statecore.index import CacheIndex
+from statecore.policy import Policy
 from statecore.rejections import Rejection, SessionOver, StepConflict
-from statecore.results import Allocation, Extension, Match
+from tests.sim.accounts import Intent, require
 from tests.sim.faults import Connected, FaultyTransport
-from tests.sim.ledger import Intent, require
+from tests.sim.model import BLOCK_SIZE_OF_ALL, Abandoned, Answer, Doubt, Model, Update, counts
+from tests.sim.told import Slot, Told
 from tests.sim.world import World
 
 if TYPE_CHECKING:
-    from statecore.state import State
     from statecore.step import Step
 
-BLOCK_SIZE_OF_ALL = 2
 
-
-@attrs.define
-class Held:
-    """A live request as its engine knows it."""
-
-    sequence: HashedTokens
-    by_hashes: bool
-    table: list[int]
-    path: int
-
-    @property
-    def private(self) -> list[int]:
-        return self.table[self.path :]
-
-    def copy(self) -> Held:
-        return Held(self.sequence, self.by_hashes, list(self.table), self.path)
-
-
-@attrs.define
-class Model:
-    """Everything a process was told: its requests, and the blocks it holds without one."""
-
-    requests: dict[str, Held] = attrs.Factory(dict)
-    held: list[int] = attrs.Factory(list)
-
-    def copy(self) -> Model:
-        return Model({name: held.copy() for name, held in self.requests.items()}, list(self.held))
-
-
-Answer: TypeAlias = Match | Allocation | Extension | None
-Update: TypeAlias = Callable[[Model, Any], None]
-
-
-def counts(answer: Answer) -> object:
-    """What of an answer given inside a step may not change until its end (`statecore/results.py`)."""
-    match answer:
-        case Match():
-            return len(answer.blocks), answer.tokens
-        case Allocation():
-            return len(answer.blocks)
-        case Extension():
-            return answer.path_blocks
-    return None
-
-
-class Abandoned(Exception):
-    """The engine's own error, leaving a step."""
-
-
-@attrs.frozen
-class Doubt:
-    """What will hold if the unknown commit turns out to stand."""
-
-    commit_id: str
-    told: tuple[tuple[Update, Answer], ...]
-    learn: bool
-    new_life: bool
-
-
-class Process:
+class Process(Told):
     """One process with one `CacheIndex`, which may have to be started several times.
 
     Attributes:
-        index: None until it has joined.
-        over: it knows that its life has ended.
+        storm, rush: what happens in between: somebody else is faster; the workers get on.
         busy: in the middle of a call; nobody may call it meanwhile.
+        before: what it was told before the step at hand.
         landed: ids of its commits that are in the log.
         faults, explicit, redecided, said_ready, intents: about the call at hand, for the transport and the judge.
     """
 
-    def __init__(self, world: World, engine: str, pool: str, pool_blocks: int, nonce: str) -> None:
-        self.world = world
-        self.engine = engine
-        self.pool = pool
-        self.pool_blocks = pool_blocks
-        self.nonce = nonce
-        self.name = f"{engine}/{nonce}"
-        self.index: CacheIndex | None = None
-        self.model = Model()
-        self.doubt: Doubt | None = None
-        self.over = False
+    def __init__(self, world: World, slot: Slot, nonce: str) -> None:
+        super().__init__(world, slot, nonce)
         self.busy = False
         self.storm = False
+        self.rush = False
         self.landed: list[str] = []
         self.given_up: set[str] = set()
         self.faults = 0
@@ -116,28 +46,20 @@ class Process:
         self.redecided = False
         self.said_ready: set[str] = set()
         self.intents: list[Intent] = []
+        self.before = Model()
         self._told: list[tuple[Update, Answer]] | None = None
-        self._before = Model()
         self._lost = False
         self._counts: list[object] = []
 
     @property
-    def up(self) -> CacheIndex:
-        assert self.index is not None
-        return self.index
+    def stepping(self) -> bool:
+        """Whether a step is going on."""
+        return self._told is not None
 
     @property
     def in_step(self) -> bool:
         """Whether something was told in the step at hand."""
         return bool(self._told)
-
-    @property
-    def usable(self) -> bool:
-        return self.index is not None and not self.over and self.doubt is None
-
-    def alive_in_log(self) -> bool:
-        life = self.world.ledger.engines.get(self.engine)
-        return self.index is not None and life is not None and life.alive and life.session == self.up.session
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -148,6 +70,8 @@ class Process:
         blocks: int | None = None,
         pool: str | None = None,
         block_size: int = BLOCK_SIZE_OF_ALL,
+        host_blocks: int | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Construct the index: join. It may fail, and then there is no index."""
         transport = FaultyTransport(self.world, self, interlude)
@@ -160,6 +84,10 @@ class Process:
                 gpu_pool=self.pool if pool is None else pool,
                 gpu_blocks=blocks,
                 block_size=block_size,
+                cpu_pool=self.slot.host or None,
+                cpu_blocks=host_blocks,
+                tensor_parallel_size=self.world.contents.ranks,
+                policy=policy,
             )
 
         self._run("join", construct, ())
@@ -172,6 +100,7 @@ class Process:
 
         self.over = False
         self._give_up()
+        self.stream.forget()
         if not self._run("rejoin", self.up.rejoin, ((begin_again, None),), new_life=True) and self.doubt is None:
             self.over = True  # neither the old life nor a new one
 
@@ -190,12 +119,18 @@ class Process:
     def leave(self) -> None:
         """Whoever closes without an error has left, whatever was unknown before."""
         doubted = self.doubt is not None
+        self.computed()
         if self._run("close", self.up.close, (), resolving=doubted):
             require(not self.alive_in_log(), "who closed has left", self.name)
             self.over = True
         if doubted:
             self.over = True  # nobody waits for the old answer any more
             self._give_up()
+
+    def clear(self) -> None:
+        """Two commits, or one, or none: it pauses service too."""
+        self.computed()
+        self._run("clear", lambda: self.up.clear("new weights", 0.0), (), commits_max=2)
 
     def _give_up(self) -> None:
         if self.doubt is not None:
@@ -227,28 +162,21 @@ class Process:
         for update, answer in doubt.told:
             update(self.model, answer)
         if doubt.learn:
-            self._learn()
+            self.learn()
         self.check()
-
-    def _learn(self) -> None:
-        """An answer never came; the index knows it now."""
-        for name, held in self.model.requests.items():
-            if name in self.up.requests():
-                held.table, held.path = self.up.table(name), self.up.path_blocks(name)
-        self.model.held = self._held_by_index()
-
-    def _held_by_index(self) -> list[int]:
-        def ids(state: State) -> list[int]:
-            held = state.engines[self.engine].held.get(self.pool)
-            return [block for start, count in held or () for block in range(start, start + count)]
-
-        return self.up.inspect(ids)
+        self.schedule()
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def call(self, title: str, do: Callable[[], Answer], update: Update) -> None:
-        """One call of the index, alone or inside the step at hand."""
+    def call(self, title: str, do: Callable[[], Answer], update: Update, *, of: str | None = None) -> None:
+        """One call of the index, alone or inside the step at hand.
+
+        Args:
+            of: the request it speaks of, if it lives: what earlier calls scheduled for it has been computed by then.
+        """
         if self._told is None:
+            if of is not None:
+                self.computed_for(of)
             answers: list[tuple[Update, Answer]] = []
 
             def alone() -> None:
@@ -283,18 +211,19 @@ class Process:
         """What was told before in the step may have got other block ids; the answers say which."""
         if self._lost:
             return
-        self.model = self._before.copy()
+        self.model = self.before.copy()
         for update, answer in self._told or ():
             update(self.model, answer)
-        self._check_model()
+        self.check_model()
 
     def step(self, body: Callable[[Step], None]) -> None:
         """`with index.step():` around several calls."""
-        before = self._before = self.model
+        before = self.before = self.model
         self.model = before.copy()
         told: list[tuple[Update, Answer]] = []
         self._counts = []
         self._lost = False
+        self.computed()
 
         def whole() -> None:
             self._told = told
@@ -319,6 +248,7 @@ class Process:
         explicit: bool = False,
         resolving: bool = False,
         new_life: bool = False,
+        commits_max: int = 1,
         unanswered: tuple[Update, Answer] | None = None,
     ) -> bool:
         """One call, whole: what came of it, and whether that is true. Returns whether it succeeded."""
@@ -349,7 +279,7 @@ class Process:
                 self._give_up()
                 updates = tuple(told) or ((unanswered,) if unanswered else ())
                 self.doubt = Doubt(unknown.commit_id, updates, not explicit and not new_life, new_life)
-            require(new() <= 1, "a call lands once", title)
+            require(new() <= commits_max, "a call lands once", title)
         except Unavailable:
             outcome = "Unavailable"
         except SessionOver as over:
@@ -364,66 +294,16 @@ class Process:
         world.marks[outcome.partition(":")[0]] += not succeeded
         world.tell(f"{self.name}: {title} -> {outcome if not told or not succeeded else [each[1] for each in told]}")
         if succeeded and not doubted and not resolving and self.index is not None:
-            require(new() <= 1, "a call lands once", title)
+            require(new() <= commits_max, "a call lands once", title)
             require(was_over or self.index.commits - commits == new(), "commits are counted", title)
         elif not succeeded and not resolving and not doubted and outcome != "OutcomeUnknown":
-            require(new() == 0, "what was refused is not in the log", (title, outcome))
+            require(new() < commits_max, "what was refused is not in the log", (title, outcome))
         if succeeded:
             for update, answer in told:
                 update(self.model, answer)
             world.marks[title.partition(" ")[0].partition("(")[0]] += 1
         self.check()
         if explicit and not succeeded and self.usable:
-            self._check_forgotten()
+            self.check_forgotten()
+        self.schedule()
         return succeeded
-
-    # --- what must hold ---------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """This replica is the one state of its position, and what was told holds."""
-        if self.index is None:
-            return
-        position = self.index.position
-        require(self.index.digest() == self.world.digests[position], "one digest per position", (self.name, position))
-        if self.usable:
-            alive = self.index.inspect(
-                lambda state: state.engines[self.engine].alive and state.engines[self.engine].session == self.up.session
-            )
-            if alive:
-                self._check_model()
-
-    def _check_model(self) -> None:
-        index, model = self.up, self.model
-        require(
-            index.requests() == tuple(sorted(model.requests)), "requests are as told", (self.name, index.requests())
-        )
-        for name, held in model.requests.items():
-            table, path = index.table(name), index.path_blocks(name)
-            require(table == held.table, "tables are as told", (self.name, name, table, held.table))
-            require(path == held.path, "paths are as told", (self.name, name, path, held.path))
-        require(self._held_by_index() == sorted(model.held), "held blocks are as told", (self.name, model.held))
-
-    def _check_forgotten(self) -> None:
-        """Of a step that did not happen no token is remembered: one block more than was told is refused at the door."""
-        for name, held in self.model.requests.items():
-            try:
-                self.up.extend(name, blocks=held.sequence.blocks + 1)
-            except InvalidInput:
-                continue
-            except Rejection as refused:
-                require(False, "an undone step is forgotten", (self.name, name, refused))
-            require(False, "an undone step is forgotten", (self.name, name))
-
-    def check_against_log(self) -> None:
-        """At rest: the head of the log agrees with what was told."""
-        if not self.usable or not self.alive_in_log():
-            return
-        ledger = self.world.ledger
-        theirs = {name for engine, name in ledger.requests if engine == self.engine}
-        require(theirs == self.model.requests.keys(), "the log has the requests that were told", (self.name, theirs))
-        for name, held in self.model.requests.items():
-            table = ledger.table(self.engine, name)
-            require(table == held.table, "the log has the tables that were told", (self.name, name, table, held.table))
-            path = b"".join(ledger.requests[self.engine, name].path)
-            wanted = held.sequence.hashes[: len(path)]
-            require(path == wanted, "a path holds what its tokens say", (self.name, name))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
+from tests.sim.accounts import Violation
 from tests.sim.choices import Script
-from tests.sim.ledger import Violation
 from tests.sim.story import Outcome, run
 
 TRIES_MAX = 3000

@@ -6,25 +6,40 @@ the middle of a call, and what must hold when all faults have stopped and everyo
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import attrs
 
-from events import limits, memory
+from events import job_queue, limits, memory
 from events.log import EventLog
-from statecore import invariants
+from statecore import Policy, invariants
 from statecore.replica import Replica
-from tests.sim.actions import Actions, Slot
+from tests.sim.accounts import require
+from tests.sim.actions import Actions
 from tests.sim.choices import Choices, Script
-from tests.sim.ledger import require
 from tests.sim.process import Process
+from tests.sim.seats import Seats
+from tests.sim.told import Slot
 from tests.sim.world import World
 
+TIERED_POOL_SIZES = (8, 8, 9, 10, 10, 12)
 POOL_SIZES = (8, 8, 8, 10, 10, 12, 16, 24, 40, 64)
+HOST_SIZES = (8, 8, 12, 16, 24, 40)
+POLICIES = (
+    Policy("write_back", 30, 60),
+    Policy("write_back", 0, 0),
+    Policy("write_through", 0, 0),
+    Policy(),
+    Policy("write_back", 40, 80),
+    Policy("write_through", 25, 50),
+)
 LAYOUTS = ("shared", "own", "pairs", "one alone")
+WORKERS_PERCENT = 45
 DEPTH_MAX = 2
 LATE_LAST = 3
 
@@ -51,31 +66,53 @@ class Story:
         self.current: dict[str, Process] = {}
         self.zombies: list[Process] = []
         self.started = 0
+        self.policy: Policy | None = None
+        self.seats: Seats | None = None
 
-    def begin(self, engines: int | None) -> None:
+    def begin(self, engines: int | None, tiers: int | None) -> None:
         """The first action: who plays, and on which pools."""
         choices = self.choices
         choices.begin_action()
-        count = 2 + choices.draw(3) if engines is None else engines
+        two = choices.chance(60) if tiers is None else choices.decided(tiers - 1) == 1
+        host_blocks = 0
+        if two:
+            host_blocks = choices.one_of(HOST_SIZES)
+            self.policy = choices.one_of(POLICIES)
+            self.world.contents.ranks = 1 + choices.draw(2)
+        count = 2 + (choices.draw(3) if engines is None else choices.decided(engines - 2))
         layout = choices.one_of(LAYOUTS)
         sizes: dict[str, int] = {}
         for number in range(count):
             pool = {"shared": "p", "own": f"p{number}", "pairs": f"p{number // 2}"}.get(layout, f"p{min(number, 1)}")
             if pool not in sizes:
-                sizes[pool] = choices.one_of(POOL_SIZES)
-            self.slots.append(Slot(f"e{number}", pool, sizes[pool]))
-        self.world.tell(f"layout {layout}: {[(slot.engine, slot.pool, slot.blocks) for slot in self.slots]}")
+                sizes[pool] = choices.one_of(TIERED_POOL_SIZES if two else POOL_SIZES)
+            alone = two and number > 0 and choices.chance(8)
+            host = "h" if two and not alone else ""
+            self.slots.append(Slot(f"e{number}", pool, sizes[pool], host, host_blocks if host else 0))
+        self.world.tell(f"layout {layout}: {[(slot.engine, slot.pool, slot.blocks, slot.host) for slot in self.slots]}")
+        if two:
+            pools = sorted({slot.pool for slot in self.slots if slot.host})
+            self.seats = Seats(self.world, pools, lambda: self.interlude(None))
+            self.world.tell(f"host {host_blocks}, {self.policy}, {self.world.contents.ranks} ranks")
         for slot in self.slots:
             self._start(slot)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
     def act(self) -> None:
-        """One action of one process, or of the network."""
+        """One action of one process, of a worker, or of the network."""
         world = self.world
         world.deliver_late()
-        slot = self.choices.one_of(self.slots)
+        if self.seats is not None and self.choices.chance(WORKERS_PERCENT):
+            self.seats.act()
+            return
+        self._act_in(self.choices.one_of(self.slots))
+
+    def _act_in(self, slot: Slot) -> None:
+        """The engine's present process acts, or one of before, or a new one begins."""
         process = self.current.get(slot.engine)
+        if process is not None and self.choices.chance(8):
+            process.computed(1 + self.choices.draw(3))
         if process is not None and process.busy:
             if self.choices.chance(3):
                 self._start(slot)
@@ -115,6 +152,7 @@ class Story:
                 (1, "restart"),
                 (1, "storm"),
                 (1, "wrong join"),
+                (1, "clear"),
             )
         )
         match kind:
@@ -134,6 +172,8 @@ class Story:
                 process.storm = True
                 actions.one()
                 process.storm = False
+            case "clear":
+                actions.clear()
             case "wrong join":
                 self._start_wrong(process_slot)
 
@@ -160,33 +200,46 @@ class Story:
             self.world.marks["a second process of the same name"] += 1
         process = self._new_process(slot)
         self.current[slot.engine] = process
-        exists = slot.pool in self.world.ledger.pools
-        process.start(self.interlude, blocks=None if exists and self.choices.chance(50) else slot.blocks)
+        pools = self.world.ledger.pools
+        known = slot.pool in pools and (not slot.host or slot.host in pools) and self.choices.chance(50)
+        process.start(
+            self.interlude,
+            blocks=None if known else slot.blocks,
+            host_blocks=None if known else slot.host_blocks,
+            policy=None if known else self.policy,
+        )
 
     def _start_wrong(self, slot: Slot) -> None:
         """A join that must be refused; the life that goes on is not disturbed by it."""
         process = self._new_process(slot)
-        match self.choices.draw(3):
+        hosts = slot.host_blocks or None
+        match self.choices.draw(5 if slot.host in self.world.ledger.pools else 3):
             case 0:
-                process.start(self.interlude, blocks=None, pool="nowhere")
+                process.start(self.interlude, blocks=None, pool="nowhere", host_blocks=hosts)
             case 1:
-                process.start(self.interlude, blocks=slot.blocks + 1)
+                process.start(self.interlude, blocks=slot.blocks + 1, host_blocks=hosts)
             case 2:
-                process.start(self.interlude, blocks=slot.blocks, block_size=3)
+                process.start(self.interlude, blocks=slot.blocks, block_size=3, host_blocks=hosts)
+            case 3:
+                process.start(self.interlude, blocks=slot.blocks, host_blocks=slot.host_blocks + 1)
+            case 4:
+                process.start(self.interlude, blocks=slot.blocks, policy=Policy("write_back", 1, 2))
         require(process.index is None, "a wrong join is refused", process.name)
 
     def _new_process(self, slot: Slot) -> Process:
         self.started += 1
-        return Process(self.world, slot.engine, slot.pool, slot.blocks, f"n{self.started}")
+        return Process(self.world, slot, f"n{self.started}")
 
-    def interlude(self, process: Process) -> None:
-        """While `process` is in the middle of a call, others go on."""
+    def interlude(self, process: Process | None) -> None:
+        """While `process`, or a worker, is in the middle of something, others go on."""
         world = self.world
         if world.healed or world.depth >= DEPTH_MAX:
             return
         world.depth += 1
-        if process.storm:
+        if process is not None and process.storm:
             self._disturb(process)
+        if self.seats is not None and self.choices.chance(50 if process is not None and process.rush else 8):
+            self.seats.get_on()
         for _ in range(self.choices.weighted(((70, 0), (18, 1), (8, 2), (4, 4)))):
             self.act()
         world.depth -= 1
@@ -214,16 +267,18 @@ class Story:
             process.check_against_log()
 
     def end(self) -> None:
-        """Faults stop; everyone finds out, leaves, and nothing is left behind."""
+        """Faults stop; everyone finds out, gets what it asks for, leaves, and nothing is left behind."""
         world = self.world
         world.healed = self.choices.dull = True
         world.tell("--- healed ---")
         world.deliver_late()
+        self._settle()
         for process in [*self.zombies, *self.current.values()]:
             if process.index is not None:
                 if process.doubt is not None:
                     process.resolve()
                 process.refresh()
+                self._served_at_last(process)
                 self.check_at_rest()
                 process.leave()
         for slot in self.slots:
@@ -231,12 +286,44 @@ class Story:
             if life is not None and life.alive:
                 self._start(slot)
                 self.current[slot.engine].leave()
+        self._settle()
+        self._check_end()
+
+    def _settle(self) -> None:
+        """Workers end every transfer; what was still on its way arrives."""
+        if self.seats is not None:
+            self.seats.settle()
+        self.world.deliver_late()
+        require(not self.world.late, "all that is late arrives", self.world.late)
+
+    def _served_at_last(self, process: Process) -> None:
+        """Whoever waits is told, and whoever is told to ask again gets an answer."""
+        actions = Actions(self.world, process, self)
+        self._settle()
+        for name in actions.waiting() if process.usable and process.alive_in_log() else ():
+            actions.look_at(name)
+            require(name not in actions.waiting(), "who waits is told", (process.name, name))
+        for name in list(process.model.requests) if process.usable and process.alive_in_log() else ():
+            for _ in range(process.pool_blocks + 2):
+                held = process.model.requests[name]
+                missing = held.sequence.blocks - len(held.table)
+                if missing <= 0 or not actions.asked_again(name, missing):
+                    break
+                self._settle()
+                process.refresh()  # who closed in vain has no follower any more
+            else:
+                require(False, "asking again comes to an end", (process.name, name))
+
+    def _check_end(self) -> None:
+        world = self.world
         state = world.checker.state
         require(not any(life.alive for life in world.ledger.engines.values()), "everyone has left")
         require(not world.ledger.requests, "no request is left", world.ledger.requests)
         for name, pool in world.ledger.pools.items():
             require(len(pool.free) + len(pool.cached) == pool.blocks, "no block is leaked", name)
             require(all(each.pending is None for each in pool.cached.values()), "nothing stays pending", name)
+        require(not world.ledger.moving, "every transfer ends", world.ledger.moving)
+        world.contents.check_ready()
         require(invariants.leaked_blocks(state) == 0, "no block is leaked", invariants.leaked_blocks(state))
         replayed = Replica()
         log = EventLog("sim", world.log)
@@ -249,7 +336,11 @@ class Story:
 
 
 def run(
-    seed: int, steps: int = 60, engines: int | None = None, script: Sequence[Sequence[int]] | None = None
+    seed: int,
+    steps: int = 60,
+    engines: int | None = None,
+    script: Sequence[Sequence[int]] | None = None,
+    tiers: int | None = None,
 ) -> Outcome:
     """Run a seed for so many actions, or play a script."""
     choices = Choices(seed, script)
@@ -257,7 +348,7 @@ def run(
     failure: Exception | None = None
     with small_bounds():
         try:
-            story.begin(engines)
+            story.begin(engines, tiers)
             while len(choices.made) <= steps and choices.begin_action():
                 story.act()
                 story.check_at_rest()
@@ -270,8 +361,11 @@ def run(
 
 @contextmanager
 def small_bounds() -> Iterator[None]:
-    """Bounds so small that a short run meets them: pages, missed entries, tries."""
+    """Bounds so small that a short run meets them: pages, missed entries, tries. And ids that repeat themselves."""
+    numbers = itertools.count(1)
+    secrets = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
     with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(job_queue, "secrets", secrets))
         for module, name, value in (
             (limits, "RETRY_ATTEMPTS_MAX", 4),
             (limits, "CONFLICT_ATTEMPTS_MAX", 6),

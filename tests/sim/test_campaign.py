@@ -9,48 +9,69 @@ from typing import Any
 
 import pytest
 
-from tests.sim.campaign import EXPECTED, Campaign, campaign
+from tests.sim.campaign import EXPECTED, EXPECTED_OF_TIERS, Campaign, campaign
 from tests.sim.planted import PLANTED
+from tests.sim.planted_tiers import PLANTED_TIERS
 from tests.sim.shrink import kind_of, shrink
 from tests.sim.story import run
 
-SEEDS = range(200)
-STEPS = 60
+SEEDS, STEPS = range(150), 60
+TIER_SEEDS, TIER_STEPS = range(300), 100
 PLANTED_SEEDS = range(5_000, 5_060)
+PLANTED_TIER_SEEDS = range(5_000, 5_300)
 
 
 @pytest.fixture(scope="module")
-def found() -> Campaign:
-    return campaign(SEEDS, STEPS)
+def one_tier() -> Campaign:
+    return campaign(SEEDS, STEPS, tiers=1)
 
 
-def test_every_promise_holds(found: Campaign) -> None:
+@pytest.fixture(scope="module")
+def two_tiers() -> Campaign:
+    return campaign(TIER_SEEDS, TIER_STEPS, tiers=2)
+
+
+def test_every_promise_holds(one_tier: Campaign) -> None:
     """Given engines on a log that loses, delays and repeats, then no promise of `reliability.md` is broken."""
-    if found.failure is not None:
-        shortest = shrink(found.failure)
-        story = "\n".join(shortest.story)
-        error = "".join(traceback.format_exception(shortest.failure))
-        pytest.fail(f"seed {shortest.seed}: {kind_of(shortest.failure)}\n{story}\n{error}", pytrace=False)
+    _holds(one_tier)
+
+
+def test_every_promise_holds_between_the_tiers(two_tiers: Campaign) -> None:
+    """Given a host pool and workers that die, are late, and come twice, then no block is read before it is filled, none
+    given away while it is written, every transfer ends, and nothing is leaked."""
+    _holds(two_tiers)
 
 
 @pytest.mark.parametrize("mark", EXPECTED)
-def test_it_occurred(mark: str, found: Campaign) -> None:
+def test_it_occurred(mark: str, one_tier: Campaign) -> None:
     """Given the campaign, then each command, refusal, fault and turn happened: else it shows nothing about it."""
-    if found.failure is not None:
-        pytest.skip("the campaign ended early")
-    assert found.marks[mark] > 0
+    _occurred(mark, one_tier)
+
+
+@pytest.mark.parametrize("mark", EXPECTED_OF_TIERS)
+def test_it_occurred_between_the_tiers(mark: str, two_tiers: Campaign) -> None:
+    """Given the campaign with two tiers, then each end of a transfer and each death of a worker happened."""
+    _occurred(mark, two_tiers)
 
 
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
 def test_a_planted_bug_is_found(plant: Callable[[], Any]) -> None:
     """Given a machine with a bug, when a campaign runs, then it fails."""
     with plant():
-        assert campaign(PLANTED_SEEDS, STEPS).failure is not None
+        assert campaign(PLANTED_SEEDS, STEPS, tiers=1).failure is not None
 
 
-def test_a_seed_repeats_itself() -> None:
+@pytest.mark.parametrize("plant", PLANTED_TIERS.values(), ids=PLANTED_TIERS.keys())
+def test_a_planted_bug_of_the_tiers_is_found(plant: Callable[[], Any]) -> None:
+    """Given a machine, a worker or a job stream with a bug, when a campaign with two tiers runs, then it fails."""
+    with plant():
+        assert campaign(PLANTED_TIER_SEEDS, TIER_STEPS, tiers=2).failure is not None
+
+
+@pytest.mark.parametrize("tiers", [1, 2])
+def test_a_seed_repeats_itself(tiers: int) -> None:
     """Given a seed, when it runs twice, then it tells the same story; and so does the script it recorded."""
-    first, again = run(7, STEPS), run(7, STEPS)
+    first, again = run(7, STEPS, tiers=tiers), run(7, STEPS, tiers=tiers)
     played = run(7, STEPS, script=first.script)
 
     assert first.story == again.story
@@ -60,10 +81,24 @@ def test_a_seed_repeats_itself() -> None:
 def test_a_failure_shrinks() -> None:
     """Given a failing run, when it is shrunk, then it is shorter and fails in the same way."""
     with PLANTED["release forgets duplicates"]():
-        failing = campaign(PLANTED_SEEDS, STEPS).failure
+        failing = campaign(PLANTED_SEEDS, STEPS, tiers=1).failure
         assert failing is not None
         shortest = shrink(failing, tries=300)
 
         assert kind_of(shortest.failure) == kind_of(failing.failure)
         assert sum(map(len, shortest.script)) < sum(map(len, failing.script))
         assert run(0, len(shortest.script), script=shortest.script).failure is not None
+
+
+def _holds(found: Campaign) -> None:
+    if found.failure is not None:
+        shortest = shrink(found.failure)
+        story = "\n".join(shortest.story)
+        error = "".join(traceback.format_exception(shortest.failure))
+        pytest.fail(f"seed {shortest.seed}: {kind_of(shortest.failure)}\n{story}\n{error}", pytrace=False)
+
+
+def _occurred(mark: str, found: Campaign) -> None:
+    if found.failure is not None:
+        pytest.skip("the campaign ended early")
+    assert found.marks[mark] > 0

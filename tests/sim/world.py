@@ -1,7 +1,9 @@
-"""The simulated world: one log in memory, an account of it, and a checker that sees every commit land.
+"""The simulated world: one log, its job streams and all memories, an account of them, and a checker that sees every
+commit land.
 
 Owns what is true: the log, a replica that is checked after every single fact, a second one that applies entries as an
-engine would, the ledger, and the digest at every position. Processes and their faulty transports report here.
+engine would, the ledger, the bytes, and the digest at every position. Processes, workers and their faulty transports
+report here. Time is a number that somebody moves.
 """
 
 from __future__ import annotations
@@ -12,15 +14,30 @@ from typing import TYPE_CHECKING
 import attrs
 
 from events import codec, keys
-from events.facts import BlocksAllocated, CopyEvicted, EngineJoined, Fact, PathExtended, PrefixMatched
+from events.facts import (
+    BlocksAllocated,
+    CopyEvicted,
+    EngineJoined,
+    Fact,
+    PathExtended,
+    PathReady,
+    PrefixMatched,
+    TransferFinished,
+)
+from events.job_ports import DUPLICATE, FINISHED, OtherOutcome, RawReport, Report, Seat
 from events.memory import MemoryTransport
+from events.memory_jobs import MemoryJobs
 from events.ports import Base, Behind, Diverged, Entry, Fenced, Job, RawAppended, RawConflicted, RawReply, Record
 from statecore import invariants, ranges, tree
 from statecore.evolve import evolve
 from statecore.replica import Replica
 from statecore.state import State, request_table
+from tests.sim import known as defects
+from tests.sim.accounts import Intent, listed, require
 from tests.sim.choices import Choices
-from tests.sim.ledger import Intent, Ledger, listed, require
+from tests.sim.contents import Contents
+from tests.sim.moves import TieredLedger
+from tests.sim.tier_marks import TierMarks
 
 if TYPE_CHECKING:
     from tests.sim.process import Process
@@ -44,24 +61,47 @@ class Message:
     redecided: bool
 
 
+@attrs.frozen(eq=False)
+class LateReport:
+    """A worker's report that is still on its way; its worker may be dead by now."""
+
+    seat: Seat
+    report: Report
+
+
 class World:
-    """Everything that is shared. `marks` counts what occurred, `story` tells it."""
+    """Everything that is shared.
+
+    Attributes:
+        clock: seconds; only the story moves it.
+        late: messages still on their way.
+        copying: (transfer, rank) that a living worker has in its hands, to copy.
+        marks, story: counts and tells what occurred.
+    """
 
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
+        self.clock = 0.0
         self.log = MemoryTransport()
+        self.jobs = MemoryJobs(self.log, self.now)
         self.checker = Replica()
         self.follower = Replica()
-        self.ledger = Ledger()
+        self.ledger = TieredLedger()
+        self.contents = Contents(self, ranks=1)
+        self.tier_marks = TierMarks(self)
         self.past = {0: self.ledger.copy()}
         self.digests = {0: self.checker.digest()}
         self.landed: dict[str, int] = {}
         self.never: set[str] = set()
-        self.late: list[Message] = []
+        self.late: list[Message | LateReport] = []
+        self.copying: set[tuple[str, int]] = set()
         self.marks: Counter[str] = Counter()
         self.story: list[str] = []
         self.depth = 0
         self.healed = False
+
+    def now(self) -> float:
+        return self.clock
 
     def tell(self, line: str) -> None:
         self.story.append("    " * self.depth + line)
@@ -86,10 +126,12 @@ class World:
                 self.tell(f"{tag} lands at {reply.position}")
                 if reply.missed:
                     self.marks["in-between success"] += 1
-                self._lands(message, reply.position)
+                    self.marks["a finish lands below a commit"] += self._is_finish_among(message.base.position)
+                self._lands(reply.position, message)
             case RawConflicted():
                 self.tell(f"{tag} conflicts on {reply.scope}")
                 self.marks["conflict"] += 1
+                self.marks["a conflict after a finish"] += self._is_finish_among(message.base.position)
             case Fenced():
                 self.tell(f"{tag} is fenced, lowest session {reply.lowest_session}")
                 self.marks["fenced"] += 1
@@ -100,21 +142,73 @@ class World:
                 require(False, "history never diverges here", reply)
         return reply
 
+    def report(self, seat: Seat, report: Report, what: str = "") -> RawReport:
+        """Hand a worker's report to the job streams and check what it did."""
+        positions = self.log.head().position
+        reply = self.jobs.report(seat, report)
+        tag = f"{what}report of {report.transfer} by rank {seat.rank} of {seat.pool} ({report.reason or 'copied'})"
+        self.tell(f"{tag} -> {'another outcome' if isinstance(reply, OtherOutcome) else reply.outcome}")
+        if isinstance(reply, OtherOutcome):
+            self.marks["a rank failed, the last one says so"] += 1
+            return reply
+        self.marks[f"report: {reply.outcome}"] += 1
+        self.marks["report: came twice"] += (
+            reply.outcome != DUPLICATE and (report.transfer, seat.rank) in self.contents.reported
+        )
+        self.marks[f"{what}report".strip()] += 1
+        self.contents.reported.add((report.transfer, seat.rank))
+        if reply.outcome == FINISHED:
+            self._lands(reply.position, None)
+        require(self.log.head().position == positions + (reply.outcome == FINISHED), "a finish is told", tag)
+        return reply
+
     def deliver_late(self) -> None:
         """Some of what is still on its way arrives."""
-        while self.late and (self.healed or self.choices.chance(35)):
-            self.deliver(self.late.pop(0 if self.healed else self.choices.draw(len(self.late))), "late ")
+        while (ready := [each for each in self.late if self._may_arrive(each)]) and (
+            self.healed or self.choices.chance(35)
+        ):
+            message = ready[0 if self.healed else self.choices.draw(len(ready))]
+            self.late.remove(message)
+            if isinstance(message, LateReport):
+                self.report(message.seat, message.report, "late ")
+            else:
+                self.deliver(message, "late ")
+
+    def _may_arrive(self, message: Message | LateReport) -> bool:
+        if isinstance(message, Message) or defects.LATE_REPORT_MEETS_NEXT_COPY:
+            return True
+        return (message.report.transfer, message.seat.rank) not in self.copying
+
+    def _is_finish_among(self, base: int) -> bool:
+        known, now = self.past[base].moving, self.ledger.moving
+        return any(transfer not in now for transfer in known)
 
     # --- a commit lands ---------------------------------------------------------------------------------------------
 
-    def _lands(self, message: Message, position: int) -> None:
+    def _lands(self, position: int, message: Message | None) -> None:
+        """Whatever a writer sent, or the finish that the last rank's report made."""
         (stored,) = self.log.read(position - 1, 1)
         entry = codec.decode(stored)
-        require(entry.id == message.record.commit_id, "the log holds what was sent", entry)
         require(position == self.checker.state.position + 1, "positions have no gaps", position)
         require(entry.id not in self.landed, "a commit lands once", entry.id)
         require(entry.id not in self.never, "what was said not to have happened never does", entry.id)
         self.landed[entry.id] = position
+        if message is None:
+            (fact,) = entry.facts
+            require(isinstance(fact, TransferFinished), "a report brings a finish", entry)
+            self.tell(f"    {fact} at {position}")
+            self._apply(entry, 0, None, frozenset())
+        else:
+            self._lands_of(message, entry)
+        self.checker.settle(position, entry.id)
+        self.ledger.commit = position + 1
+        self.past[position] = self.ledger.copy()
+        self.follower.apply(entry)
+        self.digests[position] = self.follower.digest()
+        require(self.checker.digest() == self.digests[position], "fact by fact is entry by entry", position)
+
+    def _lands_of(self, message: Message, entry: Entry) -> None:
+        require(entry.id == message.record.commit_id, "the log holds what was sent", entry)
         message.process.landed.append(entry.id)
         if not any(isinstance(fact, EngineJoined) and fact.engine == entry.engine for fact in entry.facts):
             life = self.ledger.engines[entry.engine]
@@ -122,14 +216,8 @@ class World:
         intents = list(message.intents)
         asked = [intents.pop(0) if isinstance(fact, PrefixMatched) else None for fact in entry.facts]
         self._judge(message, entry, asked)
-        for fact, intent in zip(entry.facts, asked, strict=True):
-            self._apply(message, fact, intent)
-        self.checker.settle(position, entry.id)
-        self.ledger.commit = position + 1
-        self.past[position] = self.ledger.copy()
-        self.follower.apply(entry)
-        self.digests[position] = self.follower.digest()
-        require(self.checker.digest() == self.digests[position], "fact by fact is entry by entry", position)
+        for number, intent in enumerate(asked):
+            self._apply(entry, number, intent, message.said_ready)
 
     def _judge(self, message: Message, entry: Entry, asked: list[Intent | None]) -> None:
         """Was it the right decision, on the history its writer knew?"""
@@ -149,35 +237,37 @@ class World:
                         (fact, depth),
                     )
                 case CopyEvicted():
-                    evicted += len(listed(fact.blocks))
-                    used = {
-                        each.used
-                        for each in known.pools[fact.pool].cached.values()
-                        if each.block in listed(fact.blocks)
-                    }
+                    pool, blocks = known.pools[fact.pool], listed(fact.blocks)
+                    used = {each.used for each in pool.cached.values() if each.block in blocks}
                     require(used == {known.next_to_go(fact.pool)}, "the least recently used goes first", (fact, used))
+                    evicted += len(blocks) if pool.tier == "gpu" else 0
                 case BlocksAllocated():
                     free = sorted(known.pools[fact.pool].free)
                     given = listed(fact.blocks)
                     require(given == free[: len(given)], "lowest ids are given first", (fact, free))
-                    require(not evicted or len(given) == len(free), "no more is evicted than is missing", fact)
+                    needed = known.moves(fact.pool) or not evicted or len(given) == len(free)
+                    require(needed, "no more is evicted than is missing", fact)
                     evicted = 0
                 case PathExtended():
                     self.marks["duplicate extension"] += bool(fact.duplicates)
             known.enter(fact, intent, message.said_ready)
 
-    def _apply(self, message: Message, fact: Fact, intent: Intent | None) -> None:
-        state = self.checker.state
+    def _apply(self, entry: Entry, number: int, intent: Intent | None, said_ready: frozenset[str]) -> None:
+        state, fact = self.checker.state, entry.facts[number]
         nodes = len(state.nodes)
         self.marks[type(fact).__name__] += 1
         if isinstance(fact, CopyEvicted):
             self.marks["eviction of a partial run"] += _is_partial(state, fact)
+        self.tier_marks.before(entry.facts, number)
         evolve(state, fact)
         self.marks["split"] += isinstance(fact, PrefixMatched) and len(state.nodes) > nodes
-        self.ledger.enter(fact, intent, message.said_ready)
+        self.ledger.enter(fact, intent, said_ready)
+        self.tier_marks.after(fact)
         broken = invariants.violations(state)
         require(not broken, "the invariants hold", (fact, broken))
         self._compare(state, fact)
+        if isinstance(fact, PathReady | TransferFinished):
+            self.contents.check_ready()
 
     def _compare(self, state: State, fact: Fact) -> None:
         """The machine's state is what the ledger says."""
@@ -192,18 +282,35 @@ class World:
                 copy = node.copies.get(name)
                 if copy is not None:
                     for place, block in enumerate(ranges.ids(copy.blocks)):
-                        cached[node.hashes[place * 16 : place * 16 + 16]] = (block, copy.pending)
-            expected = {block_hash: (each.block, each.pending) for block_hash, each in memory.cached.items()}
+                        block_hash = node.hashes[place * 16 : place * 16 + 16]
+                        cached[block_hash] = (block, copy.pending, copy.filling, copy.leaving)
+            expected = {
+                block_hash: (each.block, each.pending, each.filling, each.leaving)
+                for block_hash, each in memory.cached.items()
+            }
             require(cached == expected, "cached blocks are as counted", (fact, name))
         for engine in state.engines.values():
-            served = (engine.requests_seen, engine.requests_hit, engine.prompt_tokens, engine.matched_tokens)
-            seen, hits, asked, found = ledger.engines[engine.name].served
-            require(served == (seen, hits, asked, found * state.block_size), "counters are as counted", engine.name)
+            told = [engine.requests_seen, engine.requests_hit, engine.prompt_tokens]
+            told += [engine.matched_tokens, engine.host_tokens]
+            counted = ledger.engines[engine.name].served
+            blocks = [counted.found * state.block_size, counted.fetched * state.block_size]
+            require(
+                told == [counted.requests, counted.hits, counted.asked, *blocks], "counters are as counted", engine.name
+            )
             for request in engine.requests.values():
                 table = ranges.ids(request_table(request, engine.gpu_pool))
                 require(table == ledger.table(engine.name, request.id), "tables are as counted", (fact, request.id))
         live = {(engine.name, name) for engine in state.engines.values() for name in engine.requests}
         require(live == ledger.requests.keys(), "requests are as counted", fact)
+        moving = [
+            (each.id, each.kind, each.cancelled, ranges.ids(each.quarantine)) for each in state.transfers.values()
+        ]
+        wanted = [
+            (name, each.kind, each.cancelled, list(each.blocks) if each.cancelled else [])
+            for name, each in ledger.moving.items()
+        ]
+        require(moving == wanted, "transfers are as counted", (fact, moving, wanted))
+        require(state.ignored_finishes == ledger.ignored, "late results are counted", fact)
 
 
 def scope_of_pool(name: str) -> str:
