@@ -294,6 +294,28 @@ class Story:
     def _do_cancel(self, name: str, transfer: str, *reason: str) -> None:
         self._indexes[name].cancel(transfer, " ".join(reason))
 
+    def _do_adopt(self, name: str, request: str, blocks: str) -> None:
+        self._indexes[name].adopt(request, self._tokens(blocks))
+
+    def _do_send(self, name: str, request: str, blocks: str, receiver: str, to_blocks: str) -> None:
+        self._indexes[name].send(request, self._tokens(blocks), receiver, self._tokens(to_blocks))
+
+    def _do_arrival(self, name: str, request: str) -> None:
+        known = self._indexes[name].arrival(request)
+        self._said.append("nobody has sent it" if known is None else f"{known.transfer} is {known.state}")
+
+    def _do_pause(self, name: str, *reason: str) -> None:
+        self._indexes[name].pause(" ".join(reason))
+
+    def _do_resume(self, name: str, *reason: str) -> None:
+        self._indexes[name].resume(" ".join(reason))
+
+    def _do_clear(self, name: str, *reason: str) -> None:
+        self._indexes[name].clear(" ".join(reason), 0.0)
+
+    def _do_resize(self, name: str, blocks: str) -> None:
+        self._indexes[name].resize(int(blocks))
+
     def _do_poll(self, name: str, transfer: str) -> None:
         known = self._indexes[name].poll(transfer)
         self._said.append(f"{transfer} is {known.state}" + (f": {known.reason}" if known.reason else ""))

@@ -5,7 +5,7 @@ Owns how a finish gets into the log: as `finish_transfer.lua` writes it, by a po
 
 from __future__ import annotations
 
-from events.facts import Fact, TransferFinished, TransferStarted
+from events.facts import Fact, SendStarted, TransferFinished, TransferStarted
 from events.keys import engine_scope
 from events.log import EventLog
 from events.ports import Appended, Base, Commit
@@ -18,19 +18,20 @@ class Workers:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._started: dict[str, TransferStarted] = {}
+        self._started: dict[str, TransferStarted | SendStarted] = {}
 
     def note(self, fact: Fact) -> None:
         """A job came, if this is one."""
-        if isinstance(fact, TransferStarted):
+        if isinstance(fact, TransferStarted | SendStarted):
             self._started[fact.transfer] = fact
 
     def report(self, transfer: str, *, ok: bool, reason: str = "") -> None:
         """The last rank has reported."""
         job = self._started[transfer]
-        pool = job.destination if job.kind == SWAP_IN else job.source
+        swap = isinstance(job, TransferStarted)
+        pool = job.destination if swap and job.kind == SWAP_IN else job.source
         worker = f"worker:{pool}"
-        when_ok, when_failed = finish_touches(job)
+        when_ok, when_failed = finish_touches(job) if swap else ((), ())
         commit = Commit(
             id=f"finish:{transfer}",
             engine=worker,
