@@ -64,6 +64,17 @@ class PoolResized:
 
 
 @attrs.frozen(slots=True)
+class PoolDropped:
+    """The memory of a GPU pool is gone, with every copy in it: `engine`, alone in it, begins a life with memory of its own.
+
+    Copies in the host pool survive. Transfers from and to the pool were cancelled before.
+    """
+
+    engine: str
+    pool: str
+
+
+@attrs.frozen(slots=True)
 class PolicyChosen:
     """When copies go to the host tier, for the whole index.
 
@@ -289,6 +300,7 @@ Fact: TypeAlias = (
     IndexCreated
     | PoolAdded
     | PoolResized
+    | PoolDropped
     | PolicyChosen
     | EngineJoined
     | EngineLeft
@@ -313,6 +325,7 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     IndexCreated,
     PoolAdded,
     PoolResized,
+    PoolDropped,
     PolicyChosen,
     EngineJoined,
     EngineLeft,

@@ -18,6 +18,7 @@ from events.facts import (
     IndexCreated,
     PolicyChosen,
     PoolAdded,
+    PoolDropped,
     PoolResized,
     ServicePaused,
     ServiceResumed,
@@ -63,10 +64,30 @@ def join(state: State, command: Join) -> Decision:
     if engine is not None and engine.alive:
         facts += _sends_cancelled(state, engine, "a new life of its engine began")
         facts.append(EngineLost(command.engine, session))
+    if engine is not None and not command.memory_survives:
+        facts += _dropped(state, engine, command.gpu_pool)
     facts.append(
         EngineJoined(command.engine, session + 1, command.gpu_pool, command.cpu_pool, command.tensor_parallel_size)
     )
     return facts
+
+
+def _dropped(state: State, engine: Engine, name: str) -> list[Fact]:
+    """The engine's last life took the bytes of its GPU pool along, unless another engine works in that pool."""
+    pool = state.pools.get(name)
+    others = [
+        other for other in state.engines.values() if other.alive and other is not engine and other.gpu_pool == name
+    ]
+    if pool is None or others or not any(name in node.copies for node in state.nodes.values()):
+        return []
+    return [
+        *(
+            TransferCancelled(transfer.id, f"the memory of pool {name!r} is gone")
+            for transfer in state.transfers.values()
+            if name in (transfer.source, transfer.destination) and not transfer.cancelled
+        ),
+        PoolDropped(engine.name, name),
+    ]
 
 
 def _has_host(state: State) -> bool:

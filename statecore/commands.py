@@ -18,6 +18,7 @@ class Join:
         gpu_blocks: size of the GPU pool; None to join a pool that must exist.
         cpu_pool, cpu_blocks: the same for the host pool; no host tier if `cpu_pool` is None.
         policy: write policy and watermarks; None to take what the index has.
+        memory_survives: the bytes of the GPU pool are those of the engine's last life.
         first_policy: what an index without a policy gets with its first host pool.
     """
 
@@ -31,6 +32,11 @@ class Join:
     cpu_blocks: int | None = None
     policy: PolicyChosen | None = None
     first_policy: PolicyChosen | None = None
+    memory_survives: bool = True
+
+    def in_the_same_process(self) -> Join:
+        """The same for the next life of this process, which has the memory still."""
+        return attrs.evolve(self, memory_survives=True)
 
     def sized(self, tier: str, blocks: int) -> Join:
         """The same with a pool of another size."""

@@ -57,6 +57,7 @@ class CacheIndex(IndexUpkeep):
         cpu_blocks: int | None = None,
         cpu_pool: str | None = None,
         policy: Policy | None = None,
+        memory_survives: bool = False,
         follow: bool = True,
     ) -> None:
         """Join the index `name` as `engine`; the first to join creates it.
@@ -74,6 +75,7 @@ class CacheIndex(IndexUpkeep):
                 `cpu_pool`: no second tier.
             cpu_pool: name of the host pool; default "cpu:host" where `cpu_blocks` is given. `cpu_blocks` None: it exists.
             policy: when copies go to the host; default: what the index has; `Policy()` where nobody chose one.
+            memory_survives: the GPU pool's bytes outlive a process. If not, a new one forgets what was left in its own pool.
             follow: fetch others' commits in the background, on a connection of its own.
 
         Raises:
@@ -111,6 +113,7 @@ class CacheIndex(IndexUpkeep):
             cpu_blocks=cpu_blocks or None,
             policy=None if policy is None else policy.fact,
             first_policy=Policy().fact,
+            memory_survives=bool(memory_survives),
         )
         self._session = Session(self._log, join)
         self._answers = Answers(engine, self.gpu_pool)

@@ -8,7 +8,7 @@ commit checks and touches its own engine.
 | fact                                       | checks       | touches      | because                                    |
 |--------------------------------------------|--------------|--------------|--------------------------------------------|
 | IndexCreated, PoolAdded, PolicyChosen      | index        | index        | created once                               |
-| PoolResized                                | pool         | pool         | takes, when it shrinks                     |
+| PoolResized, PoolDropped                   | pool         | pool         | takes                                      |
 | ServicePaused, ServiceResumed, CacheCleared | everything  | everything   | speak for all engines and pools            |
 | EngineJoined                               | index,engine | index,engine | whoever speaks for all must know of it     |
 | EngineLeft, EngineLost                     | engine       | engine       | gives back; unfinished copies only it saw  |
@@ -43,6 +43,7 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolDropped,
     PoolResized,
     PrefixMatched,
     RequestReleased,
@@ -90,7 +91,7 @@ def _scopes_of_fact(state: State, engine: str, fact: Fact) -> Iterable[str]:
             return ()
         case PrefixMatched() | PathExtended():
             return (pool_scope(state.engines[engine].gpu_pool),)
-        case BlocksAllocated() | CopyEvicted() | PoolResized():
+        case BlocksAllocated() | CopyEvicted() | PoolResized() | PoolDropped():
             return (pool_scope(fact.pool),)
         case EngineJoined():
             return engine_scope(fact.engine), INDEX_SCOPE

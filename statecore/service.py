@@ -6,7 +6,7 @@ Owns the end of everything cached at once.
 from __future__ import annotations
 
 from events.errors import CorruptState
-from events.facts import CacheCleared, PoolResized, ServicePaused, ServiceResumed
+from events.facts import CacheCleared, PoolDropped, PoolResized, ServicePaused, ServiceResumed
 from statecore import tree
 from statecore.state import State
 
@@ -20,6 +20,16 @@ def pool_resized(state: State, fact: PoolResized) -> None:
     elif fact.blocks < pool.blocks:
         journal.call(pool.free.remove, pool.free.add, ((fact.blocks, pool.blocks - fact.blocks),))
     journal.set(pool, "blocks", fact.blocks)
+
+
+def pool_dropped(state: State, fact: PoolDropped) -> None:
+    for engine in state.engines.values():
+        if engine.alive and engine.gpu_pool == fact.pool:
+            raise CorruptState(f"pool {fact.pool!r} is dropped under engine {engine.name!r}")
+    for transfer in state.transfers.values():
+        if fact.pool in (transfer.source, transfer.destination) and not transfer.cancelled:
+            raise CorruptState(f"pool {fact.pool!r} is dropped while transfer {transfer.id!r} goes on")
+    _forget(state, (fact.pool,))
 
 
 def paused(state: State, fact: ServicePaused) -> None:
@@ -46,12 +56,18 @@ def cleared(state: State, fact: CacheCleared) -> None:
     for transfer in state.transfers.values():
         if not transfer.cancelled:
             raise CorruptState(f"the cache is cleared while transfer {transfer.id!r} goes on")
-    for node in sorted(state.nodes.values(), key=lambda node: (-node.end, node.id)):
-        for name in sorted(node.copies):
-            pool = state.pools[name]
-            blocks = tree.remove_copy(state, pool, node)
-            state.journal.call(pool.free.add, pool.free.remove, blocks)
+    _forget(state, tuple(sorted(state.pools)))
     state.journal.set(state, "clears", state.clears + 1)
+
+
+def _forget(state: State, pools: tuple[str, ...]) -> None:
+    """Every copy in these pools."""
+    for node in sorted(state.nodes.values(), key=lambda node: (-node.end, node.id)):
+        for name in pools:
+            if name in node.copies:
+                pool = state.pools[name]
+                blocks = tree.remove_copy(state, pool, node)
+                state.journal.call(pool.free.add, pool.free.remove, blocks)
 
 
 def _require_alive(state: State, engine: str) -> None:

@@ -76,6 +76,7 @@ class Session:
             with self._begin(explicit=False) as step:
                 self.perform(self._join, None, no_answer)
                 step.when_it_stands(lambda: self._begun(on_begin))
+            self._join = self._join.in_the_same_process()
 
     def _begun(self, on_begin: Callable[[], None]) -> None:
         self._end = None

@@ -5,7 +5,7 @@ Owns these calls of `CacheIndex`: what they check at the door and what they answ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from events.errors import InvalidInput
 from events.keys import checked_name
@@ -136,6 +136,16 @@ class IndexUpkeep(IndexView):
                 return
         assert refusal is not None, "until() gives the first time in any case"
         raise refusal
+
+    # --- waiting ----------------------------------------------------------------------------------------------------
+
+    def until(self, timeout: float) -> Iterator[float]:
+        """Seconds left of `timeout`, again and again until none are; the first time in any case."""
+        return self._log.until(door.seconds(timeout, "timeout"))
+
+    def wait_for_news(self, position: int, timeout: float) -> None:
+        """Return when somebody may have committed something after `position`, at the latest when the time is over."""
+        self._log.wait(position, door.seconds(timeout, "timeout"))
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

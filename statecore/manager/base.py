@@ -98,7 +98,7 @@ class ManagerBase:
         waiting, left = list(dict.fromkeys(transfers)), self._swap_timeout_s
         if not waiting:
             return True, 0.0
-        for left in self.index._log.until(self._swap_timeout_s):
+        for left in self.index.until(self._swap_timeout_s):
             if not waiting:
                 break
             if self.index.wait(waiting[0], left).under_way:

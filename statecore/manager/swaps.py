@@ -146,11 +146,11 @@ class Swaps(ManagerBase):
         """
         request, seconds = door.request_id(request_id), door.seconds(timeout, "timeout")
         known: TransferState | None = None
-        for left in self.index._log.until(seconds):
+        for left in self.index.until(seconds):
             position = self.index.position
             known = self.index.arrival(request)
             if known is None:
-                self.index._log.wait(position, left)
+                self.index.wait_for_news(position, left)
             elif not known.under_way or not self.index.wait(known.transfer, left).under_way:
                 return self.index.poll(known.transfer)
         known = known or self.index.arrival(request)

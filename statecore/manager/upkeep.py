@@ -127,11 +127,11 @@ class Upkeep(ManagerBase):
 
     def _wait_for_others(self, seconds: float) -> None:
         """Before anything of this engine's own is ended."""
-        for left in self.index._log.until(seconds):
+        for left in self.index.until(seconds):
             position = self.index.refresh()
             if not self._others():
                 return
-            self.index._log.wait(position, left)
+            self.index.wait_for_news(position, left)
         raise InUse("the cache", self._others())
 
     def _others(self) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class _Both:
         return CacheIndex(
             self._connection, name=self._index, engine=engine, gpu_blocks=12, block_size=BLOCK_SIZE,
             tensor_parallel_size=2, follow=False,
+            memory_survives=True,
         )  # fmt: skip
 
     @contextmanager

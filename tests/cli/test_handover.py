@@ -331,8 +331,9 @@ def test_an_imported_index_goes_on_when_resumed(split: Tiers, exported_split: Pa
     assert statecore("import", exported_split, "--url", split.url, "--index", name).exit_code == 0
     with connect(split.url) as connection:
         engine = CacheIndex(
-            connection, name=name, engine="prefill", block_size=BLOCK_SIZE, tensor_parallel_size=2, follow=False
-        )
+            connection, name=name, engine="prefill", block_size=BLOCK_SIZE, tensor_parallel_size=2, follow=False,
+            memory_survives=True,
+        )  # fmt: skip
         engine.resume()
 
         assert len(engine.match("again", CHAT).blocks) == 4

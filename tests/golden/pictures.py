@@ -24,6 +24,7 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolDropped,
     PoolResized,
     PrefixMatched,
     RequestReleased,
@@ -52,7 +53,7 @@ def ids_of_list(blocks: Sequence[int]) -> str:
 
 def fact_in_words(fact: Fact) -> str:  # noqa: PLR0912 - one branch per kind of fact
     match fact:
-        case IndexCreated() | PoolAdded() | PoolResized() | PolicyChosen():
+        case IndexCreated() | PoolAdded() | PoolResized() | PoolDropped() | PolicyChosen():
             return _setting_in_words(fact)
         case ServicePaused() | ServiceResumed() | CacheCleared():
             what = {
@@ -91,12 +92,14 @@ def fact_in_words(fact: Fact) -> str:  # noqa: PLR0912 - one branch per kind of 
             return _transfer_in_words(fact)
 
 
-def _setting_in_words(fact: IndexCreated | PoolAdded | PoolResized | PolicyChosen) -> str:
+def _setting_in_words(fact: IndexCreated | PoolAdded | PoolResized | PoolDropped | PolicyChosen) -> str:
     match fact:
         case IndexCreated():
             return f"index of {fact.block_size}-token blocks"
         case PoolAdded():
             return f"pool {fact.pool} ({fact.tier}) of {fact.blocks} blocks"
+        case PoolDropped():
+            return f"the memory of pool {fact.pool} is gone"
         case PoolResized():
             return f"pool {fact.pool} has {fact.blocks} blocks now"
         case PolicyChosen():

@@ -220,6 +220,7 @@ class Story:
             block_size=int(block_size),
             cpu_blocks=None if cpu is None else int(cpu),
             cpu_pool=host,
+            memory_survives=named.get("memory") != "new",
             policy=self._policy(cpu is not None, {w: named[w] for w in ("write", "low", "high") if w in named}),
         )
         name = named.get("as", engine)

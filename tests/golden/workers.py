@@ -28,10 +28,9 @@ class Workers:
     def report(self, transfer: str, *, ok: bool, reason: str = "") -> None:
         """The last rank has reported."""
         job = self._started[transfer]
-        swap = isinstance(job, TransferStarted)
-        pool = job.destination if swap and job.kind == SWAP_IN else job.source
-        worker = f"worker:{pool}"
-        when_ok, when_failed = finish_touches(job) if swap else ((), ())
+        when_ok, when_failed = finish_touches(job) if isinstance(job, TransferStarted) else ((), ())
+        swaps_in = isinstance(job, TransferStarted) and job.kind == SWAP_IN
+        worker = f"worker:{job.destination if swaps_in else job.source}"
         commit = Commit(
             id=f"finish:{transfer}",
             engine=worker,

@@ -118,6 +118,7 @@ def main(settings: Settings) -> None:
             gpu_blocks=layout.num_blocks,
             block_size=4,
             tensor_parallel_size=settings.ranks,
+            memory_survives=True,
         )
         stores = [NumpyStore(settings.index, rank) for rank in range(settings.ranks)]
         for store in stores:

@@ -190,7 +190,7 @@ class Actions(TierActions):
     def _taken_by_others(self, model: Model, blocks: list[int]) -> set[int]:
         mine = set(model.held)
         for held in model.requests.values():
-            mine.update(held.private if held.waits else held.table)  # a path that waits may have been cut
+            mine.update(held.table[held.begin :] if held.waits else held.table)  # a path that waits may have been cut
         return mine & set(blocks)
 
     def extend(self, name: str | None = None, *, whole: bool = False) -> None:

@@ -88,6 +88,7 @@ class Process(Told):
                 cpu_blocks=host_blocks,
                 tensor_parallel_size=self.world.contents.ranks,
                 policy=policy,
+                memory_survives=True,
             )
 
         self._run("join", construct, ())

@@ -17,7 +17,7 @@ from tests.sim.story import run
 
 SEEDS, STEPS = range(150), 60
 TIER_SEEDS, TIER_STEPS = range(300), 100
-PLANTED_SEEDS = range(5_000, 5_060)
+PLANTED_SEEDS = range(5_000, 5_150)
 PLANTED_TIER_SEEDS = range(5_000, 5_300)
 
 

@@ -105,6 +105,7 @@ def engine(log: MemoryTransport, name: str = "e0", *, gpu_blocks: int = 4, polic
         cpu_blocks=16,
         block_size=1,
         policy=policy,
+        memory_survives=True,
     )
 
 

@@ -31,6 +31,7 @@ from events.facts import (
     PathReady,
     PolicyChosen,
     PoolAdded,
+    PoolDropped,
     PoolResized,
     PrefixMatched,
     RequestReleased,
@@ -68,6 +69,7 @@ FACTS_OF_1: tuple[Fact, ...] = (
 )
 FACTS_SINCE_2: tuple[Fact, ...] = (
     PoolResized("gpu:a", 12),
+    PoolDropped("a", "gpu:a"),
     SendStarted("a:4", "a", "r", "b", "gpu:a", ((0, 2),), "gpu:b", ((5, 2),)),
     ServicePaused("a", "new weights"),
     CacheCleared("a", "new weights"),
@@ -149,13 +151,14 @@ GOLDEN_CHECKSUM_OF_1 = "37a7df7f"
 GOLDEN_BODY_SINCE_2 = (
     b"["
     b'["PoolResized","gpu:a",12],'
+    b'["PoolDropped","a","gpu:a"],'
     b'["SendStarted","a:4","a","r","b","gpu:a",[[0,2]],"gpu:b",[[5,2]]],'
     b'["ServicePaused","a","new weights"],'
     b'["CacheCleared","a","new weights"],'
     b'["ServiceResumed","a","they are loaded"]'
     b"]"
 )
-GOLDEN_CHECKSUM_OF_2 = "c28eb50e"
+GOLDEN_CHECKSUM_OF_2 = "4d93879d"
 
 
 def test_golden_bytes() -> None:
