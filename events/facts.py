@@ -21,10 +21,11 @@ from typing import Final, TypeAlias
 
 import attrs
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Number of the schema the facts below make up. An entry with a higher one is refused (`NewerSchema`).
 
-2: pools change size, serving pauses, caches are cleared, prefill sends to decode. What 1 had is as it was."""
+2: pools change size, serving pauses, caches are cleared, prefill sends to decode. What 1 had is as it was.
+3: `EngineJoined` says whether its memory outlives it, `EngineLost` says why; `migrations/` fills them in older facts."""
 
 BlockRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Block ids as `((start, count), …)`, in token order; neighbours that continue each other are merged."""
@@ -91,13 +92,19 @@ class PolicyChosen:
 
 @attrs.frozen(slots=True)
 class EngineJoined:
-    """A life of an engine began. `session` is higher than that of every earlier life; the log fences the lower ones."""
+    """A life of an engine began. `session` is higher than that of every earlier life; the log fences the lower ones.
+
+    Attributes:
+        memory_survives: the bytes of its GPU pool outlive its process. If not, whoever declares the engine lost drops
+            what the pool holds, unless another engine works in it.
+    """
 
     engine: str
     session: int
     gpu_pool: str
     cpu_pool: str | None
     tensor_parallel_size: int
+    memory_survives: bool
 
 
 @attrs.frozen(slots=True)
@@ -110,10 +117,15 @@ class EngineLeft:
 
 @attrs.frozen(slots=True)
 class EngineLost:
-    """A life was declared over by somebody else. Same effect as leaving; `session` can append nothing any more."""
+    """A life was declared over by somebody else. Same effect as leaving; `session` can append nothing any more.
+
+    Attributes:
+        reason: why, for the engine if it wakes, and for people.
+    """
 
     engine: str
     session: int
+    reason: str
 
 
 @attrs.frozen(slots=True)

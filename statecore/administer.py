@@ -25,7 +25,7 @@ from events.facts import (
     TransferCancelled,
 )
 from statecore import ranges, tree
-from statecore.commands import Clear, Join, Leave, Pause, Resize, Resume
+from statecore.commands import Clear, Depose, Join, Leave, Pause, Resize, Resume
 from statecore.decision import Decision, engine_of, pool_of
 from statecore.rejections import DifferentIndex, InUse, Rejection, UnknownPool
 from statecore.sends import Send
@@ -63,11 +63,18 @@ def join(state: State, command: Join) -> Decision:
     session = 0 if engine is None else engine.session
     if engine is not None and engine.alive:
         facts += _sends_cancelled(state, engine, "a new life of its engine began")
-        facts.append(EngineLost(command.engine, session))
-    if engine is not None and not command.memory_survives:
+        facts.append(EngineLost(command.engine, session, "a new life of the engine began"))
+    if engine is not None and not (command.memory_survives or command.same_process):
         facts += _dropped(state, engine, command.gpu_pool)
     facts.append(
-        EngineJoined(command.engine, session + 1, command.gpu_pool, command.cpu_pool, command.tensor_parallel_size)
+        EngineJoined(
+            command.engine,
+            session + 1,
+            command.gpu_pool,
+            command.cpu_pool,
+            command.tensor_parallel_size,
+            command.memory_survives,
+        )
     )
     return facts
 
@@ -111,6 +118,19 @@ def leave(state: State, command: Leave) -> Decision:
     if isinstance(engine, Rejection):
         return engine
     return [*_sends_cancelled(state, engine, "its engine left"), EngineLeft(engine.name, engine.session)]
+
+
+def depose(state: State, command: Depose) -> Decision:
+    """The life is over; what its memory held is forgotten if the memory went with it."""
+    engine = state.engines.get(command.engine)
+    if engine is None or not engine.alive or engine.session != command.session:
+        return []
+    facts = _sends_cancelled(state, engine, f"engine {engine.name!r} is lost")
+    dropped = [] if engine.memory_survives else _dropped(state, engine, engine.gpu_pool)
+    cancelled = {fact.transfer for fact in facts if isinstance(fact, TransferCancelled)}
+    facts += [fact for fact in dropped if isinstance(fact, TransferCancelled) and fact.transfer not in cancelled]
+    facts.append(EngineLost(engine.name, engine.session, command.reason))
+    return facts + [fact for fact in dropped if isinstance(fact, PoolDropped)]
 
 
 def _sends_cancelled(state: State, engine: Engine, reason: str) -> list[Fact]:

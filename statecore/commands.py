@@ -18,7 +18,8 @@ class Join:
         gpu_blocks: size of the GPU pool; None to join a pool that must exist.
         cpu_pool, cpu_blocks: the same for the host pool; no host tier if `cpu_pool` is None.
         policy: write policy and watermarks; None to take what the index has.
-        memory_survives: the bytes of the GPU pool are those of the engine's last life.
+        memory_survives: the bytes of the GPU pool outlive a process.
+        same_process: this life follows one of the same process, which has the memory still.
         first_policy: what an index without a policy gets with its first host pool.
     """
 
@@ -33,10 +34,11 @@ class Join:
     policy: PolicyChosen | None = None
     first_policy: PolicyChosen | None = None
     memory_survives: bool = True
+    same_process: bool = False
 
     def in_the_same_process(self) -> Join:
         """The same for the next life of this process, which has the memory still."""
-        return attrs.evolve(self, memory_survives=True)
+        return attrs.evolve(self, same_process=True)
 
     def sized(self, tier: str, blocks: int) -> Join:
         """The same with a pool of another size."""
@@ -48,6 +50,18 @@ class Leave:
     """End the engine's present life."""
 
     engine: str
+
+
+@attrs.frozen(slots=True)
+class Depose:
+    """Declare a life of an engine over, because it gives no sign of it any more. The log has the last word on that.
+
+    Nothing is done if that life is over already.
+    """
+
+    engine: str
+    session: int
+    reason: str
 
 
 @attrs.frozen(slots=True)
@@ -198,6 +212,7 @@ class Clear:
 Command: TypeAlias = (
     Join
     | Leave
+    | Depose
     | Match
     | BringIn
     | CancelTransfer

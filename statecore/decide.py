@@ -33,6 +33,7 @@ from statecore.commands import (
     CancelTransfer,
     Clear,
     Command,
+    Depose,
     Extend,
     Join,
     Leave,
@@ -244,6 +245,7 @@ _NUMBERED: Final = (TransferStarted, SendStarted)
 _DECIDE: Final[dict[type, Callable[[State, Any], Decision]]] = {
     Join: administer.join,
     Leave: administer.leave,
+    Depose: administer.depose,
     Pause: administer.pause,
     Resume: administer.resume,
     Clear: administer.clear,

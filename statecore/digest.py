@@ -71,6 +71,8 @@ def _engine(engine: Engine) -> list[object]:
         for request in (engine.requests[request_id] for request_id in sorted(engine.requests))
     ]
     pools = [engine.gpu_pool, engine.cpu_pool, engine.tensor_parallel_size]
+    if engine.memory_survives:
+        pools.append("memory_survives")  # what schema 2 did not know counts only where it is not the default
     return [engine.name, engine.session, engine.alive, pools, counters, held, requests]
 
 

@@ -123,6 +123,7 @@ def _engine_joined(state: State, fact: EngineJoined) -> None:
     journal.set(engine, "gpu_pool", fact.gpu_pool)
     journal.set(engine, "cpu_pool", fact.cpu_pool)
     journal.set(engine, "tensor_parallel_size", fact.tensor_parallel_size)
+    journal.set(engine, "memory_survives", fact.memory_survives)
 
 
 def _engine_gone(state: State, fact: EngineLeft | EngineLost) -> None:

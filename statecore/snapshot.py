@@ -43,7 +43,7 @@ from statecore.state import (
     private_ranges,
 )
 
-SNAPSHOT_SCHEMA: Final = 1
+SNAPSHOT_SCHEMA: Final = 2
 _MAGIC: Final = b"STATECORE-SNAPSHOT"
 _CHECKSUM_BYTES: Final = 16
 _NOBODY: Final = -1
@@ -74,7 +74,7 @@ _SCALARS: Final = (
 _POOL_COUNTERS: Final = ("evicted", "arrived", "rescued")
 _ENGINE_FIELDS: Final = (
     "session", "alive", "gpu_pool", "cpu_pool", "tensor_parallel_size", "requests_seen", "requests_hit", "prompt_tokens",
-    "matched_tokens", "host_tokens", "transfers",
+    "matched_tokens", "host_tokens", "transfers", "memory_survives",
 )  # fmt: skip
 
 

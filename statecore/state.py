@@ -191,6 +191,7 @@ class Engine:
     Attributes:
         session: number of its present or last life; 0 before the first.
         alive: whether that life goes on.
+        memory_survives: the bytes of its GPU pool outlive the process of that life.
         held: blocks that are its own without a request, per pool.
         transfers: how many it has started; the next one's number.
         requests_seen, requests_hit, prompt_tokens, matched_tokens: counters over all lives.
@@ -205,6 +206,7 @@ class Engine:
         "held",
         "host_tokens",
         "matched_tokens",
+        "memory_survives",
         "name",
         "prompt_tokens",
         "requests",
@@ -223,6 +225,7 @@ class Engine:
         self.gpu_pool = ""
         self.cpu_pool: str | None = None
         self.tensor_parallel_size = 1
+        self.memory_survives = False
         self.requests: dict[str, Request] = {}
         self.held: dict[str, BlockSet] = {}
         self.requests_seen = 0

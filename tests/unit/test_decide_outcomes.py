@@ -32,7 +32,7 @@ def test_the_first_engine_creates_index_and_pool() -> None:
     assert Machine().would(join("a")) == [
         IndexCreated(1, SCHEME),
         PoolAdded("g", "gpu", 8),
-        EngineJoined("a", 1, "g", None, 1),
+        EngineJoined("a", 1, "g", None, 1, True),
     ]
 
 
@@ -40,8 +40,8 @@ def test_a_second_engine_joins_a_pool_that_is_there() -> None:
     """Engines of one GPU cannot share its pool."""
     machine = Machine(join("a"))
 
-    assert machine.would(join("b", blocks=None)) == [EngineJoined("b", 1, "g", None, 1)]
-    assert machine.would(join("b", blocks=8)) == [EngineJoined("b", 1, "g", None, 1)]
+    assert machine.would(join("b", blocks=None)) == [EngineJoined("b", 1, "g", None, 1, True)]
+    assert machine.would(join("b", blocks=8)) == [EngineJoined("b", 1, "g", None, 1, True)]
 
 
 def test_a_second_engine_brings_a_pool_of_its_own() -> None:
@@ -50,7 +50,7 @@ def test_a_second_engine_brings_a_pool_of_its_own() -> None:
 
     assert machine.would(join("b", pool="h", blocks=3)) == [
         PoolAdded("h", "gpu", 3),
-        EngineJoined("b", 1, "h", None, 1),
+        EngineJoined("b", 1, "h", None, 1, True),
     ]
 
 
@@ -58,14 +58,17 @@ def test_a_second_life_ends_the_first_in_the_same_commit() -> None:
     """A restarted process waits for a timeout, or two lives write side by side."""
     machine = Machine(join("a"))
 
-    assert machine.would(join("a")) == [EngineLost("a", 1), EngineJoined("a", 2, "g", None, 1)]
+    assert machine.would(join("a")) == [
+        EngineLost("a", 1, "a new life of the engine began"),
+        EngineJoined("a", 2, "g", None, 1, True),
+    ]
 
 
 def test_a_life_after_one_that_ended_in_order() -> None:
     """A clean restart is taken for a crash."""
     machine = Machine(join("a"), Leave("a"))
 
-    assert machine.would(join("a")) == [EngineJoined("a", 2, "g", None, 1)]
+    assert machine.would(join("a")) == [EngineJoined("a", 2, "g", None, 1, True)]
 
 
 def test_a_new_life_may_use_another_pool() -> None:

@@ -60,7 +60,7 @@ def test_a_new_life_in_another_pool_only_gives_back_in_the_old_one(machine: Mach
 def test_a_commit_that_ends_somebody_elses_life(machine: Machine) -> None:
     """The keeper declares an engine lost while that engine appends."""
     machine.do(join("k", pool="none"))
-    facts: list[Fact] = [EngineLost("a", 1)]
+    facts: list[Fact] = [EngineLost("a", 1, "a new life of the engine began")]
     machine.apply(*facts)
 
     assert scopes_of(machine.state, "k", facts) == ("engine:a", "engine:k")
@@ -68,7 +68,11 @@ def test_a_commit_that_ends_somebody_elses_life(machine: Machine) -> None:
 
 def test_fences() -> None:
     """An old life can append after its end."""
-    assert fences_of([EngineLost("a", 1), EngineJoined("a", 2, "g", None, 1)]) == (("a", 2),)
+    assert fences_of(
+        [EngineLost("a", 1, "a new life of the engine began"), EngineJoined("a", 2, "g", None, 1, True)]
+    ) == (("a", 2),)
     assert fences_of([EngineLeft("a", 4)]) == (("a", 5),)
-    assert fences_of([EngineLost("a", 4), EngineLost("b", 1)]) == (("a", 5), ("b", 2))
+    assert fences_of(
+        [EngineLost("a", 4, "a new life of the engine began"), EngineLost("b", 1, "a new life of the engine began")]
+    ) == (("a", 5), ("b", 2))
     assert fences_of([IndexCreated(1, "x"), PathReady("a", "r", 1)]) == ()
