@@ -131,6 +131,24 @@ def unknown(error: Exception, commit_id: str) -> Unavailable | CorruptState:
     return OutcomeUnknown(f"no reply to commit {commit_id}: {_text(error)}", commit_id)
 
 
+def server_life(client: redis.Redis) -> str:
+    """Which life of the server this is, as `lua/server_life.lua` says it."""
+    try:
+        return str(client.info("server").get("run_id", ""))
+    except (RedisError, OSError) as error:
+        if type(client).__module__.startswith("fakeredis"):
+            return ""
+        raise unavailable(error) from error
+
+
+def closed(opens_in_s: float) -> Unavailable:
+    """The server began a new life a moment ago."""
+    return Unavailable(
+        f"the log's server began a new life and may have lost the end of the log: it is closed for {opens_in_s:.1f} s, until "
+        "everybody who knew that end has stopped using it"
+    )
+
+
 def is_missing_script(error: Exception) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith(("NOSCRIPT", "No matching script"))
 

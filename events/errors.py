@@ -9,6 +9,7 @@ lives with the machine in `statecore/rejections.py`; what is here says that no a
 | Unavailable      | the log's server         | nothing was appended                                          |
 | OutcomeUnknown   | the network's            | appended once or not at all; `resolve()` tells which          |
 | CorruptState     | a broken history or bug  | this replica must stop; the log itself was not touched by it  |
+| RolledBack       | the log's server         | the same, and joining again is the remedy                     |
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ class CorruptState(StateCoreError):
         super().__init__(f"{reason}{where}")
         self.reason = reason
         self.position = position
+
+
+class RolledBack(CorruptState):
+    """The log no longer holds what this replica knows: a failover to a lagging replica, a restored backup, a cut file.
+
+    What this engine was given after the two parted is void: it must use none of its blocks any more. `rejoin` begins anew.
+    """
 
 
 class NewerSchema(CorruptState):

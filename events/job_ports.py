@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeAlias
 import attrs
 
 from events.jobs import TransferJob
-from events.ports import Job, Record
+from events.ports import Base, Job, Record
 
 BEGINNING: Final = "0-0"
 """Entry id below every other; as a cursor: from the start, and, when it comes back, nothing is left."""
@@ -42,12 +42,14 @@ class Delivery:
         deliveries: how often it was handed to workers of this rank, this time included; above 1, somebody tried before.
         reported: this rank has reported the transfer already, or it is over. Do NOT copy: its blocks may belong to
             somebody else by now. Finish it, so that it goes off the list.
+        life: of the server, when it was handed out. In another life the log may not know the transfer any more.
     """
 
     entry: str
     job: TransferJob
     deliveries: int
     reported: bool
+    life: str = ""
 
 
 @attrs.frozen
@@ -62,6 +64,8 @@ FINISHED: Final = "finished"
 REPORTED: Final = "reported"
 DUPLICATE: Final = "duplicate"
 GONE: Final = "gone"
+UNSEATED: Final = "unseated"
+INTERRUPTED: Final = "interrupted"
 
 
 @attrs.frozen
@@ -70,7 +74,8 @@ class FinishReply:
 
     Attributes:
         outcome: "finished" (the last rank: it is in the log), "reported" (others are still copying), "duplicate" (it
-            was finished before) or "gone" (the index does not exist any more).
+            was finished before), "gone" (the index does not exist any more), "unseated" (another worker sits there now) or
+            "interrupted" (the server began a new life since the job was taken). The last two: nothing was written.
         position: of the finish in the log; 0 where there is none.
         failure: what the log says went wrong, all ranks joined; "" when all went well. Known for "finished" only.
         acked: the job was still on this rank's list.
@@ -146,8 +151,9 @@ class Jobs(Protocol):
         """
         ...
 
-    def beat(self, state: str) -> bool:
-        """Still here. False: another worker has taken the seat over; stop after the job at hand. Any thread may call."""
+    def beat(self, state: str) -> str | None:
+        """Still here; returns the life of the server. None: another worker has taken the seat over; stop after the job at
+        hand. Any thread may call."""
         ...
 
     def alive(self) -> tuple[Heartbeat | None, ...]:
@@ -166,8 +172,9 @@ class Doorbell(Protocol):
         """Transfers that have a job in this GPU pool's stream."""
         ...
 
-    def ring(self, job: Job) -> bool:
-        """Put a job into its stream, unless its transfer is finished or was rung again already. Repeats are harmless."""
+    def ring(self, job: Job, base: Base) -> bool:
+        """Put a job into its stream, unless its transfer is finished or was rung again already, or the log does not continue
+        the state at `base` that the job was made from. Repeats are harmless."""
         ...
 
 
@@ -200,6 +207,8 @@ class Report:
         reason: "" when it has copied.
         ok: what `record` says.
         touches: scopes that `record` moves.
+        token: of the worker's seat.
+        life: of the server, when the job was taken.
     """
 
     entry: str
@@ -209,6 +218,8 @@ class Report:
     ok: bool
     record: Record
     touches: tuple[str, ...]
+    token: str = ""
+    life: str = ""
 
 
 @attrs.frozen
@@ -230,6 +241,14 @@ class OtherOutcome:
 RawReport: TypeAlias = RawFinish | OtherOutcome
 
 
+@attrs.frozen
+class Looked:
+    """What is known of a job before it is handed out: whether the rank has reported, and the life of the server."""
+
+    reported: bool
+    life: str
+
+
 class JobTransport(Protocol):
     """The job streams of one index on one backend: one attempt a call. Each may raise `Unavailable`."""
 
@@ -249,18 +268,26 @@ class JobTransport(Protocol):
         """Take an entry off this rank's list, or (`everywhere`) out of the stream."""
         ...
 
-    def reported(self, transfer: str, rank: int) -> bool:
-        """Whether this rank has reported this transfer, or it is finished."""
+    def look_up(self, transfer: str, rank: int) -> Looked:
+        """Whether this rank has reported this transfer, or it is finished. `Unavailable` while the log is closed."""
+        ...
+
+    def life(self) -> str:
+        """The life of the server."""
         ...
 
     def report(self, seat: Seat, report: Report) -> RawReport: ...
 
     def ringing(self, pool: str) -> frozenset[str]: ...
 
-    def ring(self, job: Job) -> bool: ...
+    def ring(self, job: Job, base: Base) -> bool: ...
 
-    def occupy(self, seat: Seat, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
-        """Set the heartbeat of a seat. False: it is taken, and `only_if_empty` was asked for."""
+    def sit(self, seat: Seat, token: str, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+        """Take a seat: from now on only reports with this token count. False: it is taken, and `only_if_empty` was asked."""
+        ...
+
+    def occupy(self, seat: Seat, body: bytes, ttl_s: float) -> None:
+        """Set the heartbeat of a seat."""
         ...
 
     def occupants(self, pool: str, ranks: Sequence[int]) -> tuple[bytes | None, ...]:

@@ -34,6 +34,7 @@ from events.facts import TransferFinished
 from events.job_ports import (
     BEGINNING,
     FINISHED,
+    INTERRUPTED,
     Delivery,
     Dropped,
     FinishReply,
@@ -46,7 +47,7 @@ from events.job_ports import (
 )
 from events.jobs import TransferJob, decode_job
 from events.policy import retrying
-from events.ports import Commit, Job, Record
+from events.ports import Base, Commit, Job, Record
 
 _RECORDS_MAX: Final = 4
 """Records made for one report: for success, then for what the others say. Their first word counts, so it settles."""
@@ -144,7 +145,8 @@ class JobQueue:
             return self._drop(entry, str(error), everywhere=True)  # so that it can be rung again
         if self._seat.rank >= job.ranks:
             return self._drop(entry, f"transfer {job.transfer!r} is for ranks 0 to {job.ranks - 1}", everywhere=False)
-        return Delivery(entry, job, deliveries, self._transport.reported(job.transfer, self._seat.rank))
+        known = self._transport.look_up(job.transfer, self._seat.rank)
+        return Delivery(entry, job, deliveries, known.reported, known.life)
 
     def _drop(self, entry: str, reason: str, *, everywhere: bool) -> Dropped:
         self._transport.discard(self._seat, entry, everywhere=everywhere)
@@ -166,9 +168,13 @@ class JobQueue:
                     ok=not failure,
                     record=self._record(job, failure),
                     touches=job.touches_failed if failure else job.touches_ok,
+                    token=self._life,
+                    life=delivery.life,
                 )
                 reply = retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.report, self._seat, report)
                 if not isinstance(reply, OtherOutcome):
+                    if reply.outcome == INTERRUPTED:
+                        self._begin_again()
                     self._finished += 1
                     told = failure if reply.outcome == FINISHED else ""
                     return FinishReply(reply.outcome, reply.position, told, reply.acked)
@@ -198,7 +204,8 @@ class JobQueue:
     def enter(self, *, takeover: bool = False) -> None:
         body = self._heartbeat("ready")
         for _ in range(2):  # the one in the way may stand up, or run out, between the two questions
-            if self._transport.occupy(self._seat, body, limits.HEARTBEAT_TTL_S, only_if_empty=not takeover):
+            ttl_s = limits.HEARTBEAT_TTL_S
+            if self._transport.sit(self._seat, self._life, body, ttl_s, only_if_empty=not takeover):
                 return
             other = self.alive()[self._seat.rank]
             if other is not None:
@@ -209,12 +216,12 @@ class JobQueue:
                 )
         raise Unavailable(f"the heartbeat of rank {self._seat.rank} of pool {self._seat.pool!r} comes and goes")
 
-    def beat(self, state: str) -> bool:
+    def beat(self, state: str) -> str | None:
         found = self._transport.occupants(self._seat.pool, [self._seat.rank])[0]
         if found is not None and _heartbeat_of(found).life != self._life:
-            return False
-        self._transport.occupy(self._seat, self._heartbeat(state), limits.HEARTBEAT_TTL_S, only_if_empty=False)
-        return True
+            return None
+        self._transport.occupy(self._seat, self._heartbeat(state), limits.HEARTBEAT_TTL_S)
+        return self._transport.life()
 
     def alive(self) -> tuple[Heartbeat | None, ...]:
         found = self._transport.occupants(self._seat.pool, range(self._ranks))
@@ -253,8 +260,9 @@ class JobDoorbell:
     def ringing(self, pool: str) -> frozenset[str]:
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.ringing, pool)
 
-    def ring(self, job: Job) -> bool:
-        return retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.ring, job)
+    def ring(self, job: Job, base: Base = Base(0, "")) -> bool:
+        """`base`: what the state that the job was made from had come to."""
+        return retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.ring, job, base)
 
 
 def this_host() -> str:

@@ -18,6 +18,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*\Z")
 HEAD_POSITION: Final = "position"
 HEAD_COMMIT: Final = "commit"
 HEAD_LAYOUT: Final = "layout"
+HEAD_LIFE: Final = "life"
+HEAD_OPENING: Final = "opening"
 ACKS_DONE: Final = "done"
 """Field of a transfer's acks that holds the position of its finish."""
 LAYOUT: Final = "1"
@@ -44,12 +46,20 @@ class IndexKeys:
         log: stream, entry id `<position>-0`.
         head: hash of position, last commit id, layout, and per pool or engine the position that last touched it.
         fence: hash engine -> lowest session that may append.
+        closed: string that is there while the log is closed after its server began a new life.
+        seats: hash "<rank>:<pool>" -> token of the worker that sits there.
+        snapshot: hash, where the last two snapshots are.
+        keeper: string, the keeper that acts; runs out.
     """
 
     name: str
     log: str
     head: str
     fence: str
+    closed: str
+    seats: str
+    snapshot: str
+    keeper: str
 
     def jobs(self, pool: str) -> str:
         """Stream of the transfer jobs of a GPU pool; one consumer group per rank."""
@@ -63,6 +73,14 @@ class IndexKeys:
         """String: the heartbeat of the worker that sits on a rank of a GPU pool; runs out when it stops beating."""
         return f"{self._tag}:worker:{rank}:{checked_name(pool, 'pool name')}"
 
+    def lease(self, engine: str) -> str:
+        """String: the session of an engine that is alive; runs out when it is not renewed."""
+        return f"{self._tag}:lease:{checked_name(engine, 'engine name')}"
+
+    def blob(self, name: str) -> str:
+        """String: the bytes of one snapshot."""
+        return f"{self.snapshot}:{name}"
+
     @property
     def _tag(self) -> str:
         return f"kv:{{{self.name}}}"
@@ -71,7 +89,16 @@ class IndexKeys:
     def of(cls, name: str) -> IndexKeys:
         checked_name(name, "index name")
         tag = f"kv:{{{name}}}"
-        return cls(name=name, log=f"{tag}:log", head=f"{tag}:head", fence=f"{tag}:fence")
+        return cls(
+            name=name,
+            log=f"{tag}:log",
+            head=f"{tag}:head",
+            fence=f"{tag}:fence",
+            closed=f"{tag}:closed",
+            seats=f"{tag}:seats",
+            snapshot=f"{tag}:snapshot",
+            keeper=f"{tag}:keeper",
+        )
 
 
 def pool_scope(pool: str) -> str:
@@ -92,6 +119,11 @@ def ends_scope(engine: str) -> str:
 def engine_scope(engine: str) -> str:
     """Field of `head` for an engine: engines count as pools in the conflict check."""
     return f"engine:{engine}"
+
+
+def seat_field(pool: str, rank: int) -> str:
+    """Field of `seats`: a rank of a GPU pool."""
+    return f"{rank}:{pool}"
 
 
 def rank_group(rank: int) -> str:

@@ -48,7 +48,28 @@ RANKS_MAX: Final = 1024
 JOBS_PAGE: Final = 128
 """Jobs that one claim, or one look at a stream, asks for."""
 
+COPY_PIECE_BLOCKS: Final = 64
+"""Blocks a worker copies before it looks whether it still may: large enough for full speed, done within a second."""
+
+SNAPSHOT_EVERY: Final = 20_000
+"""Commits after which the keeper takes a snapshot: 1 s of replay at 20,000 entries a second bounds a restart."""
+
+SNAPSHOT_MARGIN: Final = 1_000
+"""Entries kept below a snapshot, so that a replica a little behind need not restore."""
+
+SNAPSHOT_PIECE_BYTES: Final = 1 << 20
+"""A snapshot is stored and read in pieces of this size, so that the server serves others in between."""
+
+SNAPSHOT_BYTES_MAX: Final = 512 << 20
+"""A Redis string holds no more. 1 M blocks take 20 MB."""
+
 # --- time, in seconds -----------------------------------------------------------------------------------------------
+
+SNAPSHOT_AGE_S: Final = 600.0
+"""A snapshot older than this is replaced if anything has happened since: a quiet index restarts fast, too."""
+
+SNAPSHOT_UPLOAD_TTL_S: Final = 600.0
+"""A blob that nobody published runs out: its keeper died on the way."""
 
 CONNECT_TIMEOUT_S: Final = 2.0
 """TCP or unix connect. A server on the same network answers in milliseconds."""
@@ -63,8 +84,9 @@ FOLLOW_PAUSE_S: Final = 0.003
 """Rest of the follower after each fetch. Without it every commit of anybody wakes a thread in every engine, which halves
 what 8 engines commit; a scheduler step takes 20 ms, so news 3 ms old are fresh."""
 
-APPEND_DEADLINE_S: Final = 10.0
-"""An append is tried and resolved for so long, then the caller hears `OutcomeUnknown`. Bounds an engine's stall."""
+APPEND_DEADLINE_S: Final = 15.0
+"""An append is tried and resolved for so long, then the caller hears `OutcomeUnknown`. Bounds an engine's stall. Longer
+than a restart of the server and the `BARRIER_S` after it, so that an engine only waits there."""
 
 READ_DEADLINE_S: Final = 10.0
 """A read is harmless, so it is repeated for so long before the caller hears `Unavailable`."""
@@ -94,9 +116,43 @@ at a time, so nobody is robbed while copying; this only has to outlast a report 
 JOB_CLAIM_EVERY_S: Final = 2.0
 """How often a worker looks for jobs that dead workers of its rank left: one request each time."""
 
+LEASE_TTL_S: Final = 6.0
+"""An engine that has not renewed its lease for so long is suspected dead. Renewing takes a millisecond and needs the
+interpreter's lock: compiling kernels or loading weights can hold that for seconds."""
+
+LEASE_EVERY_S: Final = 1.5
+"""How often a lease is renewed; and how soon an idle engine notices that it was deposed, or the log rolled back."""
+
+LEASE_TRUST_S: Final = 5.0
+"""An engine begins no step on a lease renewed longer ago than this: it must stop before others may think it gone."""
+
+DEVICE_GRACE_S: Final = 2.0
+"""The longest a device goes on writing after its engine began its last step: a prefill chunk takes 0.1 to 1 s."""
+
+BARRIER_S: Final = LEASE_TTL_S + DEVICE_GRACE_S
+"""How long the log stays closed after its server began a new life. By then whoever knew a history that is gone has asked
+and been told, or has lost its lease and stopped (decision 0016)."""
+
+LEASE_GRACE_S: Final = 3.0
+"""The keeper deposes an engine whose lease it has seen missing for so long, in unbroken contact with the server: a server
+that was away took everybody's leases along. More than `DEVICE_GRACE_S`."""
+
+KEEPER_EVERY_S: Final = 0.5
+"""How often a keeper looks. A look without news costs a few requests."""
+
+KEEPER_TTL_S: Final = 5.0
+"""A keeper that does not act for so long is replaced by one that waits."""
+
+RING_EVERY_S: Final = 5.0
+"""How often the keeper looks for transfers without a job; and how old a transfer must be to have lost it."""
+
 HEARTBEAT_EVERY_S: Final = 1.0
 HEARTBEAT_TTL_S: Final = 10.0
 """A worker without a sign of life for so long counts as dead, for readiness and for whoever wants its seat."""
+
+HEARTBEAT_TRUST_S: Final = 5.0
+"""A worker whose heartbeat has not got through for so long copies no further piece: the log may have been closed, opened
+and its blocks given to others meanwhile. Less than `BARRIER_S`."""
 
 ACKS_TTL_S: Final = 600.0
 """How long "this transfer is finished" is remembered beside the log: for late workers and for jobs rung from a state a
@@ -114,6 +170,9 @@ TAKEOVER_TIMEOUT_S: Final = 5.0
 EMBEDDED_START_TIMEOUT_S: Final = 10.0
 """A redis-server without data is up in 50 ms; one that loads a large AOF needs seconds."""
 
+assert LEASE_EVERY_S * 3 < LEASE_TRUST_S < LEASE_TTL_S, "a lost renewal or two must not look like a death"
+assert LEASE_GRACE_S > DEVICE_GRACE_S, "a device must have stopped before its blocks are given to others"
+assert HEARTBEAT_TRUST_S < BARRIER_S < APPEND_DEADLINE_S, "workers stop first; who waits for the log is served"
 assert FOLLOW_BLOCK_S < SOCKET_TIMEOUT_S - 1.0, "a blocking read must end before its socket times out"
 assert JOB_BLOCK_S < SOCKET_TIMEOUT_S - 1.0, "a blocking read must end before its socket times out"
 assert HEARTBEAT_EVERY_S * 3 < HEARTBEAT_TTL_S, "a lost heartbeat or two must not look like a death"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from events import keys
-from events.limits import MISSED_ENTRIES_MAX
+from events.client import closed
+from events.limits import BARRIER_S, LEASE_TTL_S, MISSED_ENTRIES_MAX
 from events.memory_jobs import MemoryJobs
+from events.memory_snapshots import MemorySnapshots
 from events.ports import (
     Base,
     Behind,
@@ -26,7 +28,11 @@ from events.ports import (
     RawConflicted,
     RawReply,
     Record,
+    Renewed,
+    RenewReply,
+    StillAlive,
     StoredRecord,
+    Trimmed,
 )
 
 
@@ -36,15 +42,30 @@ class MemoryTransport:
     Attributes:
         jobs: every job ever put into the stream of a GPU pool; `events/memory_jobs.py` knows what became of them.
         changed: protects all of it; notified when something was appended.
+        snapshots: stored beside it.
+        life: of the "server"; `begin_life` gives it another.
+        leases_run_out: with a clock only; without one an engine lives until it leaves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._records: list[StoredRecord] = []
+        self._first = 1
+        self._before_first = ""
         self._versions: dict[str, int] = {}
         self._fences: dict[str, int] = {}
+        self._leases: dict[str, float] = {}
+        self._clock = clock or (lambda: 0.0)
+        self._let_in = self.life = "memory"
+        self._opens_at = 0.0
+        self.leases_run_out = clock is not None
         self.jobs: dict[str, list[Job]] = {}
         self._mutex: Final = threading.Condition()
         self.changed: Final = self._mutex
+        self.snapshots = MemorySnapshots(self)
+
+    @property
+    def position(self) -> int:
+        return self._first - 1 + len(self._records)
 
     def append(
         self,
@@ -57,52 +78,99 @@ class MemoryTransport:
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
+        lapsed: tuple[str, ...] = (),
     ) -> RawReply:
         with self._mutex:
-            position = len(self._records)
+            position = self.position
             lowest = self._fences.get(engine)
             if lowest is not None and session < lowest:
                 return Fenced(lowest)
-            if base.position > position:
-                return Diverged(base.position, "")
-            known = self._commit_id_at(base.position)
-            if known != base.commit_id:
-                return Diverged(base.position, known)
+            diverged = self._diverged(base)
+            if diverged is not None:
+                return diverged
+            if (left := self.closed_for()) > 0:
+                raise closed(left)
+            if base.position + 1 < self._first:
+                return Trimmed()
             if position - base.position > MISSED_ENTRIES_MAX:
                 return Behind(position)
-            missed = tuple(self._records[base.position :])
+            missed = tuple(self._records[base.position - self._first + 1 :])
             for scope in checks:
                 if self._versions.get(scope, 0) > base.position:
                     return RawConflicted(scope, missed)
-            stored = StoredRecord(position=position + 1, previous=self._commit_id_at(position), record=record)
-            self._records.append(stored)
-            self._versions.update(dict.fromkeys(touches, stored.position))
-            self._fences.update(fences)
+            for name in lapsed:
+                if self.leases([name])[0]:
+                    return StillAlive(name)
+            self._add(record, touches)
+            for name, lowest in fences:
+                self._fences[name] = lowest
+                self._leases.pop(name, None)
+                if name == engine and lowest == session:
+                    self._leases[name] = self._clock() + LEASE_TTL_S
             for job in jobs:
                 self.jobs.setdefault(job.pool, []).append(job)
             self._mutex.notify_all()
-            return RawAppended(stored.position, missed)
+            return RawAppended(self.position, missed)
 
     def append_unchecked(self, record: Record, touches: tuple[str, ...]) -> int:
         """Append at whatever the head is, as a worker's finish does; returns the position. For who holds `changed`."""
-        stored = StoredRecord(len(self._records) + 1, self._commit_id_at(len(self._records)), record)
-        self._records.append(stored)
-        self._versions.update(dict.fromkeys(touches, stored.position))
+        self._add(record, touches)
         self.changed.notify_all()
-        return stored.position
+        return self.position
+
+    def _add(self, record: Record, touches: tuple[str, ...]) -> None:
+        position = self.position + 1
+        self._records.append(StoredRecord(position, self._commit_id_at(position - 1), record))
+        self._versions.update(dict.fromkeys(touches, position))
+        self._let_in = self.life
+
+    def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+        with self._mutex:
+            left = self.closed_for()
+            lowest = self._fences.get(engine)
+            if lowest is not None and session < lowest:
+                return Fenced(lowest)
+            diverged = self._diverged(base)
+            if diverged is not None:
+                return diverged
+            self._leases[engine] = self._clock() + LEASE_TTL_S
+            return Renewed(self.life, left, base.position + 1 >= self._first)
+
+    def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
+        with self._mutex:
+            return tuple([name in self._leases and self._clock() < self._leases[name] for name in engines])
+
+    # --- lives of the server ----------------------------------------------------------------------------------------
+
+    def begin_life(self, life: str) -> None:
+        """Restart, failover: whoever asks first closes the log. For tests; what was lost, they take away themselves."""
+        with self._mutex:
+            self.life, self._opens_at = life, -1.0
+
+    def closed_for(self) -> float:
+        """Seconds until the log is open in this life of the server. For who holds `changed`."""
+        if not self.position or self._let_in == self.life:
+            return 0.0
+        if self._opens_at < 0:
+            self._opens_at = self._clock() + BARRIER_S
+        return max(0.0, self._opens_at - self._clock())
+
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         with self._mutex:
-            return tuple(self._records[after : min(after + limit, len(self._records))])
+            start = max(0, after - self._first + 1)
+            return tuple(self._records[start : min(start + limit, len(self._records))])
 
     def head(self) -> Head:
         with self._mutex:
-            position = len(self._records)
-            return Head(position, self._commit_id_at(position), first=min(position, 1))
+            return Head(
+                self.position, self._commit_id_at(self.position), self._first if self._records else 0, self._let_in
+            )
 
     def wait(self, after: int, timeout_s: float) -> None:
         with self._mutex:
-            self._mutex.wait_for(lambda: len(self._records) > after, timeout_s)
+            self._mutex.wait_for(lambda: self.position > after, timeout_s)
 
     def follow(self, after: int) -> MemoryFollower:
         return MemoryFollower(self, after)
@@ -112,11 +180,33 @@ class MemoryTransport:
         with self._mutex:
             return dict(self._versions)
 
+    def trim(self, first: int) -> None:
+        """Forget what lies below `first`. For who holds `changed`."""
+        count = min(first - self._first, len(self._records))
+        if count > 0:
+            self._before_first = self._records[count - 1].record.commit_id
+            del self._records[:count]
+            self._first += count
+
     def close(self) -> None:
         """Nothing to close: other users of the connection may go on."""
 
+    def continues(self, base: Base) -> bool:
+        """Whether the history after `base` continues it, as far as can be told. For who holds `changed`."""
+        return self._diverged(base) is None
+
+    def _diverged(self, base: Base) -> Diverged | None:
+        if base.position > self.position:
+            return Diverged(base.position, "")
+        if base.position + 1 < self._first:
+            return None
+        known = self._commit_id_at(base.position)
+        return None if known == base.commit_id else Diverged(base.position, known)
+
     def _commit_id_at(self, position: int) -> str:
-        return self._records[position - 1].record.commit_id if position else ""
+        if position < self._first:
+            return self._before_first
+        return self._records[position - self._first].record.commit_id
 
 
 class MemoryFollower:
@@ -128,7 +218,7 @@ class MemoryFollower:
 
     def arrived(self, after: int) -> tuple[StoredRecord, ...]:
         records = self._transport.read(max(after, self._after), limit=sys.maxsize)
-        self._after = max(after, self._after) + len(records)
+        self._after = records[-1].position if records else max(after, self._after)
         return records
 
     def wait(self, after: int, timeout_s: float) -> None:

@@ -18,8 +18,11 @@ from events.job_ports import (
     DUPLICATE,
     FINISHED,
     GONE,
+    INTERRUPTED,
     REPORTED,
+    UNSEATED,
     Claimed,
+    Looked,
     OtherOutcome,
     RawFinish,
     RawJob,
@@ -27,7 +30,8 @@ from events.job_ports import (
     Report,
     Seat,
 )
-from events.ports import Job
+from events.client import closed
+from events.ports import Base, Job
 
 if TYPE_CHECKING:
     from events.memory import MemoryTransport
@@ -70,6 +74,7 @@ class MemoryJobs:
         self._acks: dict[str, _Acks] = {}
         self._deleted: dict[str, set[int]] = {}
         self._heartbeats: dict[tuple[str, int], tuple[bytes, float]] = {}
+        self._seats: dict[tuple[str, int], str] = {}
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -118,13 +123,22 @@ class MemoryJobs:
 
     # --- reporting --------------------------------------------------------------------------------------------------
 
-    def reported(self, transfer: str, rank: int) -> bool:
+    def look_up(self, transfer: str, rank: int) -> Looked:
         with self._log.changed:
+            if (left := self._log.closed_for()) > 0:
+                raise closed(left)
             acks = self._acks_of(transfer)
-            return bool(acks.done) or rank in acks.reports
+            return Looked(bool(acks.done) or rank in acks.reports, self._log.life)
+
+    def life(self) -> str:
+        return self._log.life
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         with self._log.changed:
+            if report.life != self._log.life:
+                return RawFinish(INTERRUPTED, 0, False)
+            if self._seats.get((seat.pool, seat.rank), report.token) != report.token:
+                return RawFinish(UNSEATED, 0, False)
             acks, number = self._acks_of(report.transfer), _number(report.entry)
             if acks.done:
                 self._deleted.setdefault(seat.pool, set()).add(number)
@@ -149,8 +163,10 @@ class MemoryJobs:
         with self._log.changed:
             return frozenset(job.transfer for _, job in self._stream(pool))
 
-    def ring(self, job: Job) -> bool:
+    def ring(self, job: Job, base: Base) -> bool:
         with self._log.changed:
+            if not self._log.continues(base):
+                return False
             acks = self._acks_of(job.transfer)
             if acks.done or any(number == acks.rung for number, _ in self._stream(job.pool)):
                 return False
@@ -161,12 +177,17 @@ class MemoryJobs:
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
-    def occupy(self, seat: Seat, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+    def sit(self, seat: Seat, token: str, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
         with self._log.changed:
             if only_if_empty and self.occupants(seat.pool, [seat.rank])[0] is not None:
                 return False
-            self._heartbeats[seat.pool, seat.rank] = (body, self._clock() + ttl_s)
+            self._seats[seat.pool, seat.rank] = token
+            self.occupy(seat, body, ttl_s)
             return True
+
+    def occupy(self, seat: Seat, body: bytes, ttl_s: float) -> None:
+        with self._log.changed:
+            self._heartbeats[seat.pool, seat.rank] = (body, self._clock() + ttl_s)
 
     def occupants(self, pool: str, ranks: Sequence[int]) -> tuple[bytes | None, ...]:
         with self._log.changed:

@@ -12,7 +12,7 @@ must be right exists once and every backend, real or simulated, runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
@@ -59,6 +59,7 @@ class Commit:
         touches: scopes whose version this commit moves. Always includes the writer's engine scope, as does `checks`:
             so at most one copy of a commit can ever land.
         fences: (engine, lowest session that may append from now on), raised in the same step.
+        lapsed: engines that this commit declares lost; refused while one of them holds its lease.
         jobs: put into the workers' streams in the same step.
     """
 
@@ -70,6 +71,7 @@ class Commit:
     touches: tuple[str, ...]
     fences: tuple[tuple[str, int], ...] = ()
     jobs: tuple[Job, ...] = ()
+    lapsed: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -128,9 +130,10 @@ class Conflicted:
 
 @attrs.frozen
 class Fenced:
-    """Not appended: only sessions from `lowest_session` on may write as this engine."""
+    """Not appended: only sessions from `lowest_session` on may write as this engine. `missed`: what the log says of it."""
 
     lowest_session: int
+    missed: tuple[Entry, ...] = ()
 
 
 @attrs.frozen
@@ -141,7 +144,25 @@ class Diverged:
     found: str
 
 
-AppendReply: TypeAlias = Appended | Conflicted | Fenced | Diverged
+@attrs.frozen
+class Trimmed:
+    """Not appended: the log does not hold what comes after the base any more. Restore from a snapshot, decide again.
+
+    Attributes:
+        in_doubt: an earlier attempt may have been appended, and nobody can find out any more.
+    """
+
+    in_doubt: bool = False
+
+
+@attrs.frozen
+class StillAlive:
+    """Not appended: this engine was declared lost, and holds its lease."""
+
+    engine: str
+
+
+AppendReply: TypeAlias = Appended | Conflicted | Fenced | Diverged | Trimmed | StillAlive
 
 
 # --- the same answers before decoding -------------------------------------------------------------------------------
@@ -166,16 +187,100 @@ class Behind:
     head: int
 
 
-RawReply: TypeAlias = RawAppended | RawConflicted | Behind | Fenced | Diverged
+RawReply: TypeAlias = RawAppended | RawConflicted | Behind | Fenced | Diverged | Trimmed | StillAlive
 
 
 @attrs.frozen
 class Head:
-    """The end of the log: `position` 0 and commit id "" before the first entry. `first`: oldest position kept."""
+    """The end of the log: `position` 0 and commit id "" before the first entry. `first`: oldest position kept.
+
+    Attributes:
+        life: of the server, as the log was last open in it.
+    """
 
     position: int
     commit_id: str
     first: int
+    life: str = ""
+
+
+@attrs.frozen
+class Renewed:
+    """The lease was renewed.
+
+    Attributes:
+        life: of the server.
+        opens_in_s: the log is closed for so long; 0 when it is open.
+        continued: history continues what the engine knows; False if that is too old to tell.
+    """
+
+    life: str
+    opens_in_s: float = 0.0
+    continued: bool = True
+
+
+RenewReply: TypeAlias = Renewed | Fenced | Diverged
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class SnapshotPointer:
+    """A stored snapshot: which state it holds, and where.
+
+    Attributes:
+        position, commit_id: the end of the history it is the outcome of.
+        digest: of the state.
+        schema: of its bytes.
+        blob: name of the key that holds them; `size` bytes.
+        at_ms: wall time, for people and for its age.
+    """
+
+    position: int
+    commit_id: str
+    digest: str
+    schema: int
+    blob: str
+    size: int
+    at_ms: int
+
+
+@attrs.frozen
+class Published:
+    """The pointer has moved; the log keeps its entries from `first` on."""
+
+    first: int
+
+
+@attrs.frozen
+class NotPublished:
+    """The pointer has not moved, and why: somebody else was faster, the blob is incomplete, the history is another."""
+
+    reason: str
+
+
+PublishReply: TypeAlias = Published | NotPublished
+
+
+class SnapshotTransport(Protocol):
+    """Where snapshots of one index are. One attempt a call; each may raise `Unavailable`, and repeats are harmless."""
+
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        """The newest first, at most two."""
+        ...
+
+    def piece(self, blob: str, start: int, size: int) -> bytes:
+        """At most `size` bytes of a blob from `start` on; fewer at its end or where it is gone."""
+        ...
+
+    def store(self, blob: str, start: int, piece: bytes, ttl_s: float) -> None:
+        """Write a piece of a blob that nobody uses yet, and that runs out unless it is published."""
+        ...
+
+    def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
+        """Make `pointer` the newest and trim the log, if the pointers are still those `seen`."""
+        ...
 
 
 # --- doors ----------------------------------------------------------------------------------------------------------
@@ -184,8 +289,25 @@ class Head:
 class Transport(Protocol):
     """One index's log on one backend: one attempt a call, no retries.
 
-    Every method may raise `Unavailable` (nothing was done) and `append` may raise `OutcomeUnknown`.
+    Every method may raise `Unavailable` (nothing was done) and `append` may raise `OutcomeUnknown`. While the log is closed
+    after its server began a new life, an append is `Unavailable`, and passing.
     """
+
+    @property
+    def snapshots(self) -> SnapshotTransport: ...
+
+    @property
+    def leases_run_out(self) -> bool:
+        """Whether an engine has to renew its lease to keep it."""
+        ...
+
+    def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+        """Keep the lease of a life that still stands; `base` is what its engine knows of the log."""
+        ...
+
+    def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
+        """Which of these engines hold their lease."""
+        ...
 
     def append(
         self,
@@ -198,6 +320,7 @@ class Transport(Protocol):
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
+        lapsed: tuple[str, ...] = (),
     ) -> RawReply:
         """Append if fence, base and checks allow; see `events/lua/commit.lua` for the exact order."""
         ...
@@ -270,7 +393,41 @@ class Log(Protocol):
         ...
 
     def read(self, after: int, limit: int | None = None) -> tuple[Entry, ...]:
-        """Entries above `after`, at most `limit` (default `limits.READ_PAGE`)."""
+        """Entries above `after`, at most `limit` (default `limits.READ_PAGE`). The first may not be the next: trimmed."""
+        ...
+
+    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
+        """Stored snapshots with their bytes, the newest first; fetched one by one."""
+        ...
+
+    def alarm(self, message: str) -> None:
+        """Tell the people who run this that something is wrong that the caller can go on with."""
+        ...
+
+    def hold_lease(self, engine: str, session: int) -> None:
+        """From now on say that this life is alive, in the background, until `drop_lease`."""
+        ...
+
+    def drop_lease(self) -> None: ...
+
+    def at(self, base: Base) -> None:
+        """The engine has come to here: what its lease lets the log check."""
+        ...
+
+    def standing(self) -> Fenced | Diverged | None:
+        """What the log last said against this life. Asks it if that was too long ago.
+
+        Raises:
+            Unavailable: it has not been heard for too long; nothing may be begun.
+        """
+        ...
+
+    def continues(self, base: Base) -> bool:
+        """Whether nothing in the log contradicts the history up to `base`; reading on shows what follows it."""
+        ...
+
+    def same_life(self) -> bool:
+        """Whether the log's server has gone on in one life since this engine's history was last seen to be its own."""
         ...
 
     def head(self) -> Head: ...

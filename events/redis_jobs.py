@@ -20,8 +20,11 @@ from events.job_ports import (
     DUPLICATE,
     FINISHED,
     GONE,
+    INTERRUPTED,
     REPORTED,
+    UNSEATED,
     Claimed,
+    Looked,
     OtherOutcome,
     RawFinish,
     RawJob,
@@ -29,14 +32,16 @@ from events.job_ports import (
     Report,
     Seat,
 )
-from events.ports import Job
+from events.ports import Base, Job
 from events.script import Script
 from events.stream_entry import meta_of
 
 Answer = TypeVar("Answer")
 
-_FINISH: Final = Script("finish_transfer")
-_RING: Final = Script("ring_job")
+_FINISH: Final = Script("finish_transfer", "server_life")
+_LOOK_UP: Final = Script("look_up_job", "server_life")
+_RING: Final = Script("ring_job", "continuity")
+_SIT: Final = Script("take_seat")
 _NO_GROUP: Final = ("NOGROUP", "The XGROUP subcommand requires the key")
 """The second is what fakeredis says where there is no stream either."""
 
@@ -101,18 +106,31 @@ class RedisJobs:
 
     # --- reporting --------------------------------------------------------------------------------------------------
 
-    def reported(self, transfer: str, rank: int) -> bool:
-        fields = [keys.ACKS_DONE, str(rank)]
-        found = _attempt(lambda: self._client.hmget(self._keys.acks(transfer), fields))
-        return any(value is not None for value in cast("list[bytes | None]", found))
+    def look_up(self, transfer: str, rank: int) -> Looked:
+        named = [self._keys.acks(transfer), self._keys.head, self._keys.closed]
+        arguments = (keys.LAYOUT, rank, int(limits.BARRIER_S * 1000))
+        answer = _attempt(lambda: _LOOK_UP.run(self._client, named, arguments))
+        match bytes(answer[0]):
+            case b"open":
+                return Looked(bytes(answer[2]) == b"1", bytes(answer[1]).decode())
+            case b"closed":
+                raise clients.closed(int(answer[1]) / 1000)
+            case _:
+                raise _other_layout(answer[1])
+
+    def life(self) -> str:
+        return clients.server_life(self._client)
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         record = report.record
-        named = [self._keys.log, self._keys.head, self._keys.acks(report.transfer), self._keys.jobs(seat.pool)]
+        named = [
+            self._keys.log, self._keys.head, self._keys.acks(report.transfer), self._keys.jobs(seat.pool), self._keys.seats
+        ]  # fmt: skip
         arguments = (
             keys.LAYOUT, keys.rank_group(seat.rank), report.entry, seat.rank, report.ranks, report.reason,
             int(limits.ACKS_TTL_S * 1000), "ok" if report.ok else "failed",
-            record.commit_id, meta_of(record), record.body, record.hashes, *report.touches,
+            record.commit_id, meta_of(record), record.body, record.hashes,
+            keys.seat_field(seat.pool, seat.rank), report.token, report.life, *report.touches,
         )  # fmt: skip
         answer = _attempt(lambda: _FINISH.run(self._client, named, arguments))
         return _reply(cast("Sequence[Any]", answer))
@@ -129,15 +147,21 @@ class RedisJobs:
                 return frozenset(found)
             after = f"({page[-1][0].decode()}"
 
-    def ring(self, job: Job) -> bool:
-        named = [self._keys.acks(job.transfer), self._keys.jobs(job.pool)]
-        return bool(_attempt(lambda: _RING.run(self._client, named, [job.transfer, job.body])))
+    def ring(self, job: Job, base: Base) -> bool:
+        named = [self._keys.acks(job.transfer), self._keys.jobs(job.pool), self._keys.log, self._keys.head]
+        arguments = [job.transfer, job.body, base.position, base.commit_id]
+        return int(_attempt(lambda: _RING.run(self._client, named, arguments))) == 1
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
-    def occupy(self, seat: Seat, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+    def sit(self, seat: Seat, token: str, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+        named = [self._keys.worker(seat.pool, seat.rank), self._keys.seats]
+        arguments = [keys.seat_field(seat.pool, seat.rank), token, body, int(ttl_s * 1000), int(only_if_empty)]
+        return int(_attempt(lambda: _SIT.run(self._client, named, arguments))) == 1
+
+    def occupy(self, seat: Seat, body: bytes, ttl_s: float) -> None:
         key = self._keys.worker(seat.pool, seat.rank)
-        return bool(_attempt(lambda: self._client.set(key, body, px=int(ttl_s * 1000), nx=only_if_empty)))
+        _attempt(lambda: self._client.set(key, body, px=int(ttl_s * 1000)))
 
     def occupants(self, pool: str, ranks: Sequence[int]) -> tuple[bytes | None, ...]:
         named = [self._keys.worker(pool, rank) for rank in ranks]
@@ -214,13 +238,19 @@ def _reply(answer: Sequence[Any]) -> RawReport:
             return RawFinish(REPORTED, 0, bool(answer[2]))
         case "gone":
             return RawFinish(GONE, 0, bool(answer[2]))
+        case "unseated" | "interrupted":
+            return RawFinish(UNSEATED if tag == "unseated" else INTERRUPTED, 0, False)
         case "outcome":
             pairs = zip(answer[1::2], answer[2::2], strict=True)
             return OtherOutcome(tuple((int(rank), bytes(reason).decode(errors="replace")) for rank, reason in pairs))
         case "layout":
-            raise InvalidInput(
-                f"the index has key layout {bytes(answer[1])!r}, this release speaks {keys.LAYOUT!r}: start the "
-                "worker of the release that wrote it"
-            )
+            raise _other_layout(answer[1])
         case _:
             raise Unavailable(f"finish_transfer.lua gave an answer this release does not know: {tag!r:.80}")
+
+
+def _other_layout(found: Any) -> InvalidInput:
+    return InvalidInput(
+        f"the index has key layout {bytes(found)!r}, this release speaks {keys.LAYOUT!r}: start the worker of the release "
+        "that wrote it"
+    )

@@ -6,9 +6,7 @@ nothing; `events/log.py` does.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any, Final, cast
 
 import redis
@@ -16,9 +14,9 @@ from redis.exceptions import RedisError
 
 from events import client as clients
 from events import keys, limits
-from events.errors import CorruptState, InvalidInput, OutcomeUnknown
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 from events.follow import RedisFollower
-from events.limits import MISSED_ENTRIES_MAX
+from events.limits import BARRIER_S, LEASE_TTL_S, MISSED_ENTRIES_MAX
 from events.ports import (
     Base,
     Behind,
@@ -31,13 +29,19 @@ from events.ports import (
     RawConflicted,
     RawReply,
     Record,
+    Renewed,
+    RenewReply,
+    StillAlive,
     StoredRecord,
+    Trimmed,
 )
 from events.redis_jobs import RedisJobs
+from events.redis_snapshots import RedisSnapshots
+from events.script import Script
 from events.stream_entry import meta_of, stored_records
 
-_COMMIT: Final = resources.files("events").joinpath("lua/commit.lua").read_text(encoding="utf-8")
-_COMMIT_SHA: Final = hashlib.sha1(_COMMIT.encode(), usedforsecurity=False).hexdigest()
+_COMMIT: Final = Script("commit", "server_life", "continuity")
+_RENEW: Final = Script("renew_lease", "server_life", "continuity")
 
 
 class RedisTransport:
@@ -46,6 +50,8 @@ class RedisTransport:
     def __init__(self, client: redis.Redis, index: str) -> None:
         self._client = client
         self._keys = keys.IndexKeys.of(index)
+        self.snapshots = RedisSnapshots(client, self._keys)
+        self.leases_run_out = True
 
     def append(
         self,
@@ -58,32 +64,55 @@ class RedisTransport:
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
+        lapsed: tuple[str, ...] = (),
     ) -> RawReply:
-        arguments: list[str | bytes | int] = [
-            3 + len(jobs), self._keys.log, self._keys.head, self._keys.fence,
+        named = [
+            self._keys.log, self._keys.head, self._keys.fence, self._keys.closed,
+            *(self._keys.lease(name) for name, _ in fences),
+            *(self._keys.lease(name) for name in lapsed),
             *(self._keys.jobs(job.pool) for job in jobs),
+        ]  # fmt: skip
+        arguments: list[str | bytes | int] = [
             keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
-            record.commit_id, meta_of(record), record.body, record.hashes,
+            record.commit_id, meta_of(record), record.body, record.hashes, _ms(BARRIER_S), _ms(LEASE_TTL_S),
             len(checks), *checks,
             len(touches), *touches,
             len(fences), *(part for fence in fences for part in fence),
+            len(lapsed), *lapsed,
             *(part for job in jobs for part in (job.transfer, job.body)),
         ]  # fmt: skip
         try:
-            try:
-                answer = _execute(self._client, "EVALSHA", _COMMIT_SHA, *arguments)
-            except RedisError as error:
-                if not clients.is_missing_script(error):
-                    raise
-                answer = _execute(self._client, "EVAL", _COMMIT, *arguments)
+            answer = _COMMIT.run(self._client, named, arguments)
         except (RedisError, OSError) as error:
             raise clients.unknown(error, record.commit_id) from error
         try:
             return _reply(answer)
-        except InvalidInput:
+        except (InvalidInput, Unavailable):
             raise
         except (TypeError, ValueError, IndexError) as error:
             raise OutcomeUnknown(f"no answer of commit.lua: {answer!r:.80}", record.commit_id) from error
+
+    def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+        named = [self._keys.log, self._keys.head, self._keys.fence, self._keys.closed, self._keys.lease(engine)]
+        arguments = (
+            keys.LAYOUT, engine, session, base.position, base.commit_id, _ms(BARRIER_S), _ms(LEASE_TTL_S)
+        )  # fmt: skip
+        try:
+            answer = _RENEW.run(self._client, named, arguments)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        if bytes(answer[0]) == b"renewed":
+            return Renewed(bytes(answer[1]).decode(), int(answer[2]) / 1000, bytes(answer[3]) == b"continued")
+        reply = _reply(answer)
+        assert isinstance(reply, Fenced | Diverged), f"renew_lease.lua answers {reply}"
+        return reply
+
+    def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
+        try:
+            held = self._client.mget([self._keys.lease(name) for name in engines]) if engines else []
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return tuple([lease is not None for lease in cast("list[bytes | None]", held)])
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         try:
@@ -94,9 +123,9 @@ class RedisTransport:
 
     def head(self) -> Head:
         try:
-            position, commit_id, layout = cast(
-                "list[bytes | None]",
-                self._client.hmget(self._keys.head, [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT]),
+            fields = [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE]
+            position, commit_id, layout, life = cast(
+                "list[bytes | None]", self._client.hmget(self._keys.head, fields)
             )
             oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
         except (RedisError, OSError) as error:
@@ -108,7 +137,7 @@ class RedisTransport:
                 raise CorruptState(f"{self._keys.log} has entries but {self._keys.head} is gone")
             return Head(0, "", first=0)
         first = keys.position_of(oldest[0][0]) if oldest else 0
-        return Head(int(position), (commit_id or b"").decode(), first)
+        return Head(int(position), (commit_id or b"").decode(), first, (life or b"").decode())
 
     def wait(self, after: int, timeout_s: float) -> None:
         theirs = self._client.connection_pool.connection_kwargs.get("socket_timeout") or limits.SOCKET_TIMEOUT_S
@@ -154,10 +183,8 @@ class RedisBackend:
             self._client.close()
 
 
-def _execute(client: redis.Redis, *words: str | bytes | int) -> Sequence[Any]:
-    """One command whose reply is an array, passed through as it came."""
-    answer = client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py has no types for it
-    return cast("Sequence[Any]", answer)
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
 
 
 # --- replies --------------------------------------------------------------------------------------------------------
@@ -175,6 +202,12 @@ def _reply(answer: Sequence[Any]) -> RawReply:
             return Behind(int(answer[1]))
         case b"fenced":
             return Fenced(int(answer[1]))
+        case b"trimmed":
+            return Trimmed()
+        case b"closed":
+            raise clients.closed(int(answer[1]) / 1000)
+        case b"alive":
+            return StillAlive(bytes(answer[1]).decode())
         case b"diverged":
             return Diverged(int(answer[1]), bytes(answer[2]).decode())
         case b"layout":

@@ -17,10 +17,11 @@ from events.client import is_missing_script
 
 
 class Script:
-    """`lua/<name>.lua`."""
+    """`lua/<name>.lua`, with the files it needs in front of it."""
 
-    def __init__(self, name: str) -> None:
-        self._source = resources.files("events").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
+    def __init__(self, name: str, *needs: str) -> None:
+        folder = resources.files("events").joinpath("lua")
+        self._source = "".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in (*needs, name))
         self._digest = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
     def run(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:

@@ -1,11 +1,13 @@
 -- finish_transfer.lua: one rank reports a transfer. The last rank's report appends TransferFinished at whatever the head
 -- is and takes the job off the stream, in one step. Says what is missing otherwise. Checks everything, then writes.
+-- Needs server_life.lua in front of it.
 --
 -- KEYS  1 log    stream  entry id <position>-0
 --       2 head   hash    as in commit.lua
 --       3 acks   hash    of this transfer: rank -> "" (copied) or why it was not; "done" -> position of its finish;
 --                        "rung" -> entry id of the job that ring_job.lua put in
 --       4 jobs   stream  the job came from
+--       5 seats  hash    "<rank>:<pool>" -> token of the worker that sits there
 --
 -- ARGV  1 layout     version of the key layout the caller speaks
 --       2 group      3 entry id      of the job
@@ -14,7 +16,9 @@
 --       7 ttl        milliseconds that the acks stay once the transfer is finished
 --       8 outcome    what the record below says: "ok" or "failed"
 --       9 commit id, 10 meta, 11 body, 12 hashes of that record, as in commit.lua
---       13.. scopes that it touches
+--       13 seat      14 token        of the worker
+--       15 life      of the server when the job was taken
+--       16.. scopes that it touches
 --
 -- Replies (arrays). `acked` is 1 when the job was still on this rank's list, 0 when somebody took it off before.
 --   {"reported", ranks that have, acked}   the others are still copying
@@ -23,6 +27,9 @@
 --   {"outcome", rank, reason, ...}         all have reported, and the record says something else than they did: nothing
 --                                          written, nothing acknowledged. Make the record for these failures (none: ok)
 --                                          and call again
+--   {"unseated"}                           another worker sits there and may be copying the same job: nothing written
+--   {"interrupted"}                        the server began a new life since the job was taken, and may not know of it any
+--                                          more: nothing written. Look at the list again
 --   {"gone", "", acked}                    there is no such index any more
 --   {"layout", found}                      the index is of another layout version
 --
@@ -34,6 +41,16 @@ local log, head, acks, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local known = redis.call('HMGET', head, 'position', 'commit', 'layout')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
+end
+local life, refused = server_life()
+if not life then
+  return refused
+end
+if life ~= ARGV[15] then
+  return {'interrupted'}
+end
+if redis.call('HGET', KEYS[5], ARGV[13]) ~= ARGV[14] then
+  return {'unseated'}
 end
 local done = redis.call('HGET', acks, 'done')
 redis.call('XLEN', log) -- a key of another type stops the script here, before the first write
@@ -82,14 +99,14 @@ if outcome ~= ARGV[8] then
   return failures
 end
 
-redis.call('HSET', head, 'layout', ARGV[1])
+redis.call('HSET', head, 'layout', ARGV[1], 'life', life)
 local new = string.format('%.0f', tonumber(known[1]) + 1)
 if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
     'previous', known[2] or '', 'meta', ARGV[10], 'body', ARGV[11], 'hashes', ARGV[12]) then
   return {'gone', '', dismiss()} -- a log that was deleted must not begin again in its middle
 end
 local updates = {'position', new, 'commit', ARGV[9]}
-for i = 13, #ARGV do
+for i = 16, #ARGV do
   updates[#updates + 1] = ARGV[i]
   updates[#updates + 1] = new
 end

@@ -1,0 +1,35 @@
+-- continuity.lua: does the history after a base continue the one the caller knows? Stands in front of scripts that ask.
+--
+-- The last entry is named by the head, any other by its successor: so the answer does not need the entry at the base,
+-- which may be trimmed.
+
+local function id(number)
+  return string.format('%.0f-0', number)
+end
+
+-- 'same' (nothing lies after the base), 'continued', 'diverged' and the commit found there, 'trimmed' (the log does not
+-- hold what comes next, so it cannot be told).
+local function continuity(log, known, base, commit)
+  local position = tonumber(known[1] or '0')
+  if base > position then
+    return 'diverged', ''
+  end
+  if base == position then
+    if (known[2] or '') ~= commit then
+      return 'diverged', known[2] or ''
+    end
+    return 'same'
+  end
+  local after = redis.call('XRANGE', log, id(base + 1), id(base + 1))
+  if #after == 0 then
+    return 'trimmed'
+  end
+  local fields = after[1][2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'previous' and fields[i + 1] ~= commit then
+      return 'diverged', fields[i + 1]
+    end
+  end
+  return 'continued'
+end
+

@@ -1,0 +1,35 @@
+-- server_life.lua: which life of the server this is, and whether the log is open in it. Stands in front of scripts that
+-- append, or that vouch for what a log says.
+--
+-- A server that begins a new life (restart, failover, restored backup) may have lost the end of the log, and those who
+-- knew that end may still be writing to blocks that the surviving log gives to others. So the first who meets a new life
+-- closes the log for as long as it takes until everybody has either asked this server or stopped by itself (decision 0016).
+
+local function server_life()
+  local info = redis.pcall('INFO', 'server')
+  if type(info) == 'table' then
+    if string.find(string.lower(info.err or ''), 'unknown command', 1, true) then
+      return '' -- fakeredis: it has one life
+    end
+    return nil, info
+  end
+  return string.match(info, 'run_id:(%w+)') or ''
+end
+
+-- Milliseconds until the log opens; nil when it is open. `known`: position, commit, layout, life, opening of the head.
+local function closed_for(head, closed, known, life, barrier_ms)
+  if not known[1] or known[4] == life then
+    return nil -- nothing is in it yet, or this life has been let in
+  end
+  if known[5] ~= life then
+    redis.call('HSET', head, 'opening', life)
+    redis.call('SET', closed, life, 'PX', barrier_ms)
+    return tonumber(barrier_ms)
+  end
+  local left = redis.call('PTTL', closed)
+  if left > 0 then
+    return left
+  end
+  return nil
+end
+

@@ -1,0 +1,99 @@
+"""Snapshots in Redis: one attempt a call.
+
+Owns the mapping of `SnapshotTransport` to commands: pieces of a blob by SETRANGE and GETRANGE, and the script that
+publishes. Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import redis
+from redis.exceptions import RedisError
+
+from events import client as clients
+from events import keys
+from events.errors import CorruptState, InvalidInput
+from events.ports import NotPublished, Published, PublishReply, SnapshotPointer
+from events.script import Script
+
+_PUBLISH: Final = Script("publish_snapshot", "continuity")
+_FIELDS: Final = ("position", "commit", "digest", "schema", "blob", "bytes", "at_ms")
+"""Of the pointer, in the order of the script's arguments."""
+
+
+class RedisSnapshots:
+    """Implements `SnapshotTransport` for one index on one server."""
+
+    def __init__(self, client: redis.Redis, index: keys.IndexKeys) -> None:
+        self._client = client
+        self._keys = index
+
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        wanted = [*_FIELDS, *(f"previous_{field}" for field in _FIELDS)]
+        try:
+            found = cast("list[bytes | None]", self._client.hmget(self._keys.snapshot, wanted))
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        both = (found[: len(_FIELDS)], found[len(_FIELDS) :])
+        return tuple([_pointer(fields) for fields in both if fields[0]])
+
+    def piece(self, blob: str, start: int, size: int) -> bytes:
+        try:
+            found = self._client.getrange(self._keys.blob(blob), start, start + size - 1)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return cast("bytes", found)
+
+    def store(self, blob: str, start: int, piece: bytes, ttl_s: float) -> None:
+        key = self._keys.blob(blob)
+        try:
+            self._client.setrange(key, start, cast("Any", piece))  # the library's types know text only
+            self._client.pexpire(key, int(ttl_s * 1000))
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+
+    def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
+        blobs = [each.blob for each in seen]
+        current, previous = (*blobs, "", "")[:2]
+        named = [
+            self._keys.log, self._keys.head, self._keys.snapshot, self._keys.blob(pointer.blob),
+            self._keys.blob(previous or pointer.blob),
+        ]  # fmt: skip
+        arguments = (
+            keys.LAYOUT, pointer.position, pointer.commit_id, pointer.digest, pointer.schema, pointer.blob, pointer.size,
+            pointer.at_ms, current, previous, margin,
+        )  # fmt: skip
+        try:
+            answer = _PUBLISH.run(self._client, named, arguments)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return _reply(answer, pointer)
+
+
+def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
+    """The tagged array of publish_snapshot.lua; its header lists the tags."""
+    tag = bytes(answer[0])
+    match tag:
+        case b"published":
+            return Published(int(answer[1]))
+        case b"moved":
+            if bytes(answer[1]).decode() == pointer.blob:
+                return Published(0)  # this very call, whose first reply was lost
+            return NotPublished(f"another keeper published {bytes(answer[1]).decode()!r} meanwhile")
+        case b"incomplete":
+            return NotPublished(f"the blob holds {int(answer[1])} of {pointer.size} bytes")
+        case b"diverged":
+            return NotPublished(f"the log does not hold commit {pointer.commit_id!r} at position {pointer.position}")
+        case b"layout":
+            raise InvalidInput(f"the index has key layout {bytes(answer[1])!r}, this release speaks {keys.LAYOUT!r}")
+        case _:
+            raise CorruptState(f"publish_snapshot.lua gave an answer this release does not know: {tag!r:.80}")
+
+
+def _pointer(fields: list[bytes | None]) -> SnapshotPointer:
+    try:
+        position, commit, digest, schema, blob, size, at_ms = [(field or b"").decode("ascii") for field in fields]
+        return SnapshotPointer(int(position), commit, digest, int(schema), blob, int(size), int(at_ms))
+    except ValueError as error:
+        raise CorruptState(f"the pointer to the snapshots is not readable: {error}") from None
