@@ -144,8 +144,8 @@ def server_life(client: redis.Redis) -> str:
 def closed(opens_in_s: float) -> Unavailable:
     """The server began a new life a moment ago."""
     return Unavailable(
-        f"the log's server began a new life and may have lost the end of the log: it is closed for {opens_in_s:.1f} s, until "
-        "everybody who knew that end has stopped using it"
+        f"the log's server began a new life and may have lost the end of the log: it is closed for {opens_in_s:.1f} s, "
+        "until everybody who knew that end has stopped using it"
     )
 
 

@@ -143,6 +143,10 @@ class Jobs(Protocol):
         """
         ...
 
+    def again(self) -> None:
+        """The job at hand was neither finished nor given up: `take` begins with the list again."""
+        ...
+
     def enter(self, *, takeover: bool = False) -> None:
         """Sit down: from now on `alive` shows this worker.
 

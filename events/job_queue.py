@@ -47,7 +47,7 @@ from events.job_ports import (
 )
 from events.jobs import TransferJob, decode_job
 from events.policy import retrying
-from events.ports import Base, Commit, Job, Record
+from events.ports import BIRTH, Base, Commit, Job, Record
 
 _RECORDS_MAX: Final = 4
 """Records made for one report: for success, then for what the others say. Their first word counts, so it settles."""
@@ -112,6 +112,9 @@ class JobQueue:
         except StateCoreError:
             self._begin_again()
             raise
+
+    def again(self) -> None:
+        self._begin_again()
 
     def _begin_again(self) -> None:
         self._own_after, self._claim_cursor, self._claim_at = BEGINNING, BEGINNING, self._clock()
@@ -260,7 +263,7 @@ class JobDoorbell:
     def ringing(self, pool: str) -> frozenset[str]:
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.ringing, pool)
 
-    def ring(self, job: Job, base: Base = Base(0, "")) -> bool:
+    def ring(self, job: Job, base: Base = BIRTH) -> bool:
         """`base`: what the state that the job was made from had come to."""
         return retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.ring, job, base)
 

@@ -11,6 +11,7 @@ copy had landed. When the deadline passes first, the caller hears `OutcomeUnknow
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -21,15 +22,19 @@ from events import codec, limits
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 from events.job_ports import JobTransport, Seat
 from events.job_queue import JobDoorbell, JobQueue
+from events.lease import Lease
 from events.policy import conflict_attempts, retrying
 from events.ports import (
+    BIRTH,
     Appended,
     AppendReply,
     Base,
     Behind,
     Commit,
     Conflicted,
+    Diverged,
     Entry,
+    Fenced,
     Follower,
     Head,
     Mutex,
@@ -37,11 +42,22 @@ from events.ports import (
     RawConflicted,
     RawReply,
     Record,
+    SnapshotPointer,
+    StillAlive,
     StoredRecord,
     Transport,
+    Trimmed,
 )
+from events.snapshots import Snapshots
 
 _NONCE_BYTES: Final = 8
+
+
+_LOGGER: Final = logging.getLogger("statecore")
+
+
+class _Gap(Exception):
+    """The log does not hold what comes after a position."""
 
 
 class EventLog:
@@ -55,8 +71,10 @@ class EventLog:
         follow: bool = False,
         nonce: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        threads: bool = True,
     ) -> None:
-        """`nonce` and `sleep` are for the simulator, which has to repeat itself and has no time."""
+        """`nonce`, `sleep`, `clock` and `threads` are for the simulator, which repeats itself and has its own time."""
         self._index = index
         self._transport = transport
         self._follow_wanted = follow
@@ -65,6 +83,10 @@ class EventLog:
         self._sleep = sleep
         self._commits = 0
         self._doubt: tuple[str, Record] | None = None
+        self._clock = clock
+        self._threads = threads
+        self._lease: Lease | None = None
+        self._base = BIRTH
 
     @property
     def index(self) -> str:
@@ -103,7 +125,11 @@ class EventLog:
 
     def _append_once(self, commit: Commit, base: Base, record: Record) -> AppendReply:
         if self._doubt is not None:
-            found = self._find(commit, self._read_after(base.position))
+            try:
+                found = self._find(commit, self._read_after(base.position))
+            except _Gap:
+                self._doubt = None
+                return Trimmed(in_doubt=True)
             if found is not None:
                 self._doubt = None
                 return found
@@ -117,6 +143,7 @@ class EventLog:
                 touches=commit.touches,
                 fences=commit.fences,
                 jobs=commit.jobs,
+                lapsed=commit.lapsed,
             )
         except OutcomeUnknown:
             self._doubt = (commit.id, record)
@@ -131,15 +158,22 @@ class EventLog:
         if isinstance(raw, RawConflicted):
             missed = codec.decode_all(raw.missed)
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
-        if isinstance(raw, Behind):
+        if isinstance(raw, Trimmed | StillAlive):
+            return raw
+        try:
             missed = self._read_after(base.position)
+        except _Gap:
+            return Trimmed() if isinstance(raw, Behind) else raw
+        # A client that repeats on its own may have landed it before it was fenced, or before history went on.
+        if (found := self._find(commit, missed)) is not None:
+            return found
+        if isinstance(raw, Behind):
             if not missed:
                 raise CorruptState(
                     f"the log ends at {raw.head} and holds no entry after {base.position}: deleted or trimmed"
                 )
-            return self._find(commit, missed) or Conflicted("", missed)
-        # A client that repeats on its own may have landed it before it was fenced, or before history went on.
-        return self._find(commit, self._read_after(base.position)) or raw
+            return Conflicted("", missed)
+        return Fenced(raw.lowest_session, missed) if isinstance(raw, Fenced) else raw
 
     def _find(self, commit: Commit, entries: tuple[Entry, ...]) -> Appended | None:
         for index, entry in enumerate(entries):
@@ -148,9 +182,11 @@ class EventLog:
         return None
 
     def _read_after(self, position: int) -> tuple[Entry, ...]:
-        """Everything above `position` at this moment."""
+        """Everything above `position` at this moment; raises `_Gap` when its beginning is trimmed."""
         entries: list[Entry] = []
         while page := self._transport.read(position, limits.READ_PAGE):
+            if page[0].position != position + 1:
+                raise _Gap
             entries += codec.decode_all(page)
             position = entries[-1].position
             if len(page) < limits.READ_PAGE:
@@ -170,6 +206,46 @@ class EventLog:
                 f"read takes a position of at least 0 and a limit of at least 1, not {after} and {count}"
             )
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.read, after, count)
+
+    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
+        return Snapshots(self._transport.snapshots, sleep=self._sleep).stored()
+
+    def alarm(self, message: str) -> None:
+        _LOGGER.error("index %s: %s", self._index, message)
+
+    # --- this life --------------------------------------------------------------------------------------------------
+
+    def hold_lease(self, engine: str, session: int) -> None:
+        self.drop_lease()
+        if self._transport.leases_run_out:
+            self._lease = Lease(self._transport, engine, session, lambda: self._base, self._clock)
+            if self._threads:
+                self._lease.renew_in_background(self._index)
+
+    def drop_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def at(self, base: Base) -> None:
+        self._base = base
+
+    def standing(self) -> Fenced | Diverged | None:
+        return None if self._lease is None else self._lease.standing()
+
+    def same_life(self) -> bool:
+        return self._lease is None or self._lease.life in ("", self.head().life)
+
+    def renew_lease(self) -> None:
+        """Once, now; for who has no thread for it."""
+        if self._lease is not None:
+            self._lease.renew()
+
+    def continues(self, base: Base) -> bool:
+        head = self.head()
+        if head.position == base.position:
+            return head.commit_id == base.commit_id
+        return head.position > base.position
 
     def head(self) -> Head:
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.head)
@@ -215,6 +291,7 @@ class EventLog:
         return threading.RLock()
 
     def close(self) -> None:
+        self.drop_lease()
         if self._follower is not None:
             self._follower.close()
             self._follower = None

@@ -55,7 +55,7 @@ class MemoryTransport:
         self._fences: dict[str, int] = {}
         self._leases: dict[str, float] = {}
         self._clock = clock or (lambda: 0.0)
-        self._let_in = self.life = "memory"
+        self._let_in = self.life = ""
         self._opens_at = 0.0
         self.leases_run_out = clock is not None
         self.jobs: dict[str, list[Job]] = {}
@@ -67,7 +67,7 @@ class MemoryTransport:
     def position(self) -> int:
         return self._first - 1 + len(self._records)
 
-    def append(
+    def append(  # noqa: PLR0913 - each is checked or written by itself
         self,
         record: Record,
         *,

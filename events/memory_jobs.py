@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from events import keys, limits
+from events.client import closed
 from events.job_ports import (
     BEGINNING,
     DUPLICATE,
@@ -30,7 +31,6 @@ from events.job_ports import (
     Report,
     Seat,
 )
-from events.client import closed
 from events.ports import Base, Job
 
 if TYPE_CHECKING:

@@ -38,7 +38,9 @@ class MemorySnapshots:
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
         with self._log.changed:
             if not self._log.position or not self._log.continues(Base(pointer.position, pointer.commit_id)):
-                return NotPublished(f"the log does not hold commit {pointer.commit_id!r} at position {pointer.position}")
+                return NotPublished(
+                    f"the log does not hold commit {pointer.commit_id!r} at position {pointer.position}"
+                )
             now = self._pointers
             if now and now[0].blob == pointer.blob:
                 return Published(0)

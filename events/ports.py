@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 
@@ -29,6 +29,10 @@ class Base:
 
     position: int
     commit_id: str
+
+
+BIRTH: Final = Base(0, "")
+"""Before the first entry."""
 
 
 @attrs.frozen
@@ -133,7 +137,7 @@ class Fenced:
     """Not appended: only sessions from `lowest_session` on may write as this engine. `missed`: what the log says of it."""
 
     lowest_session: int
-    missed: tuple[Entry, ...] = ()
+    missed: tuple[Entry, ...] = attrs.field(default=(), eq=False, repr=False)
 
 
 @attrs.frozen
@@ -201,7 +205,7 @@ class Head:
     position: int
     commit_id: str
     first: int
-    life: str = ""
+    life: str = attrs.field(default="", eq=False)
 
 
 @attrs.frozen
@@ -309,7 +313,7 @@ class Transport(Protocol):
         """Which of these engines hold their lease."""
         ...
 
-    def append(
+    def append(  # noqa: PLR0913 - each is checked or written by itself
         self,
         record: Record,
         *,

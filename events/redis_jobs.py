@@ -149,14 +149,14 @@ class RedisJobs:
 
     def ring(self, job: Job, base: Base) -> bool:
         named = [self._keys.acks(job.transfer), self._keys.jobs(job.pool), self._keys.log, self._keys.head]
-        arguments = [job.transfer, job.body, base.position, base.commit_id]
+        arguments = (job.transfer, job.body, base.position, base.commit_id)
         return int(_attempt(lambda: _RING.run(self._client, named, arguments))) == 1
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
     def sit(self, seat: Seat, token: str, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
         named = [self._keys.worker(seat.pool, seat.rank), self._keys.seats]
-        arguments = [keys.seat_field(seat.pool, seat.rank), token, body, int(ttl_s * 1000), int(only_if_empty)]
+        arguments = (keys.seat_field(seat.pool, seat.rank), token, body, int(ttl_s * 1000), int(only_if_empty))
         return int(_attempt(lambda: _SIT.run(self._client, named, arguments))) == 1
 
     def occupy(self, seat: Seat, body: bytes, ttl_s: float) -> None:

@@ -53,7 +53,7 @@ class RedisTransport:
         self.snapshots = RedisSnapshots(client, self._keys)
         self.leases_run_out = True
 
-    def append(
+    def append(  # noqa: PLR0913 - each is checked or written by itself
         self,
         record: Record,
         *,
@@ -124,9 +124,7 @@ class RedisTransport:
     def head(self) -> Head:
         try:
             fields = [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE]
-            position, commit_id, layout, life = cast(
-                "list[bytes | None]", self._client.hmget(self._keys.head, fields)
-            )
+            position, commit_id, layout, life = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
             oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error

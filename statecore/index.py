@@ -58,6 +58,7 @@ class CacheIndex(IndexUpkeep):
         cpu_pool: str | None = None,
         policy: Policy | None = None,
         memory_survives: bool = False,
+        rejoin_automatically: bool = False,
         follow: bool = True,
     ) -> None:
         """Join the index `name` as `engine`; the first to join creates it.
@@ -76,6 +77,8 @@ class CacheIndex(IndexUpkeep):
             cpu_pool: name of the host pool; default "cpu:host" where `cpu_blocks` is given. `cpu_blocks` None: it exists.
             policy: when copies go to the host; default: what the index has; `Policy()` where nobody chose one.
             memory_survives: the GPU pool's bytes outlive a process. If not, a new one forgets what was left in its own pool.
+            rejoin_automatically: when this life is over (declared lost, or the log rolled back), the call that finds out
+                says so once; the next one begins a new life, in which the requests of the old one are unknown.
             follow: fetch others' commits in the background, on a connection of its own.
 
         Raises:
@@ -115,10 +118,10 @@ class CacheIndex(IndexUpkeep):
             first_policy=Policy().fact,
             memory_survives=bool(memory_survives),
         )
-        self._session = Session(self._log, join)
+        self._session = Session(self._log, join, rejoin_automatically=bool(rejoin_automatically))
         self._answers = Answers(engine, self.gpu_pool)
         self._sequences: dict[str, HashedTokens | bytes] = {}
-        self._session.join()
+        self._session.join(self._sequences.clear)
 
     # --- the life of a request --------------------------------------------------------------------------------------
 

@@ -82,10 +82,12 @@ class SessionOver(Rejection):
     engine: str
     session: int
     current: int
+    reason: str = ""
 
     def __str__(self) -> str:
+        why = f", because {self.reason}" if self.reason else ""
         return (
-            f"session {self.session} of engine {self.engine!r} is over (its last session is {self.current}): "
+            f"session {self.session} of engine {self.engine!r} is over{why} (its last session is {self.current}): "
             "its requests are released; join again"
         )
 

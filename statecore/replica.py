@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from events.errors import CorruptState
+from events.errors import CorruptState, RolledBack
 from events.facts import Fact
 from events.ports import Base, Entry
 from statecore.commands import Command
@@ -23,8 +23,8 @@ from statecore.tiers import react, reacts
 class Replica:
     """A state, and the step in progress on top of it."""
 
-    def __init__(self) -> None:
-        self.state = State()
+    def __init__(self, state: State | None = None) -> None:
+        self.state = State() if state is None else state
 
     @property
     def base(self) -> Base:
@@ -53,8 +53,8 @@ class Replica:
         """The next entry of the log.
 
         Raises:
-            CorruptState: it is not the next one, does not continue the known history, or does not fit the state. The
-                replica is unchanged.
+            RolledBack: it does not continue the known history. The replica is unchanged, as always.
+            CorruptState: it is not the next one, or does not fit the state.
         """
         state = self.state
         if entry.position != state.position + 1:
@@ -63,7 +63,7 @@ class Replica:
                 position=entry.position,
             )
         if entry.previous != state.last_commit_id:
-            raise CorruptState(
+            raise RolledBack(
                 f"history diverged: the entry continues commit {entry.previous!r}, this replica holds "
                 f"{state.last_commit_id!r}",
                 position=entry.position,

@@ -7,8 +7,9 @@ interface: `index.py` hands it commands and functions that fill in answers.
 |-----------------|---------------------------------------------------------------------------------------------------|
 | appended        | settles; with entries in between: undo, apply theirs, redo mine                                   |
 | conflicted      | undo, apply what was missed, decide every command again, append again; bounded by the port        |
+| trimmed         | undo, restore from a snapshot, decide every command again                                         |
 | fenced          | this life is over: `SessionOver` now and from now on, until `rejoin`                              |
-| diverged        | history was rolled back: `CorruptState` now and from now on, until `rejoin`                       |
+| diverged        | history was rolled back: `RolledBack` now and from now on, until `rejoin`                         |
 | nothing in time | undo, accept nothing until `resolve` has found out, or `rejoin` has fenced it                     |
 
 Threads may share a session. `turn` orders whole steps. `guard` protects the replica and is never held while waiting, so
@@ -21,13 +22,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
-from events.errors import CorruptState, InvalidInput, OutcomeUnknown, StateCoreError, Unavailable
-from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Entry, Fenced, Log
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, RolledBack, StateCoreError, Unavailable
+from events.ports import (
+    Appended,
+    AppendReply,
+    Base,
+    Commit,
+    Conflicted,
+    Diverged,
+    Entry,
+    Fenced,
+    Log,
+    StillAlive,
+    Trimmed,
+)
 from statecore.answers import no_answer
 from statecore.commands import Command, Join, Leave
+from statecore.life import Life
 from statecore.outcomes import Outcomes
 from statecore.rejections import Contended, Rejection, SessionOver
 from statecore.replica import Replica
+from statecore.restoring import restored, rolled_back, trimmed
 from statecore.results import TransferState
 from statecore.state import State
 from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
@@ -43,7 +58,7 @@ class Session:
     `number` of the present life; `commits` that landed; `conflicts`, refusals because somebody else was faster.
     """
 
-    def __init__(self, log: Log, join: Join) -> None:
+    def __init__(self, log: Log, join: Join, *, rejoin_automatically: bool = False) -> None:
         self._log = log
         self._join = join
         self._turn = log.mutex()
@@ -51,14 +66,21 @@ class Session:
         self._replica = Replica()
         self._step: Step | None = None
         self._doubt: Doubt | None = None
-        self._end: SessionOver | CorruptState | None = None
+        self._life = Life(join.engine)
+        self._on_begin: Callable[[], None] = lambda: None
+        self._rejoin_automatically = rejoin_automatically
         self._outcomes = Outcomes()
-        self.number = 0
         self.commits = 0
         self.conflicts = 0
 
+    @property
+    def number(self) -> int:
+        return self._life.number
+
     def join(self, on_begin: Callable[[], None] = lambda: None) -> None:
         """Read the log, then append the beginning of a new life; `on_begin` is called when it stands.
+
+        A replica that the log does not continue any more is left behind: the new life begins on what the log holds.
 
         Raises:
             Rejection: the index was made with other settings.
@@ -68,20 +90,36 @@ class Session:
         with self._turn:
             if self._step is not None:
                 raise InvalidInput("a new life cannot begin within a step of the old one")
-            if isinstance(self._end, CorruptState):
-                self._replica, self._outcomes = Replica(), Outcomes()
-            self._over()
-            self._doubt, self.number = None, 0
-            self.refresh()
-            with self._begin(explicit=False) as step:
-                self.perform(self._join, None, no_answer)
-                step.when_it_stands(lambda: self._begun(on_begin))
+            self._on_begin = on_begin
+            self._log.drop_lease()
+            if self._life.corrupt is not None:
+                self._anew()
+            self._life.over()
+            self._doubt, self._life.number = None, 0
+            try:
+                self.refresh()
+                self._join_once()
+            except RolledBack:
+                self._anew()
+                self.refresh()
+                self._join_once()
             self._join = self._join.in_the_same_process()
 
-    def _begun(self, on_begin: Callable[[], None]) -> None:
-        self._end = None
+    def _anew(self) -> None:
+        with self._guard:
+            self._replica, self._outcomes = Replica(), Outcomes()
+            self._life.over()
+
+    def _join_once(self) -> None:
+        with self._begin(explicit=False) as step:
+            self.perform(self._join, None, no_answer)
+            step.when_it_stands(self._begun)
+
+    def _begun(self) -> None:
+        self._life.begin(self._life.number)
         self._log.follow(self._replica.state.position)
-        on_begin()
+        self._log.hold_lease(self._join.engine, self._life.number)
+        self._on_begin()
 
     def wants(self, tier: str, blocks: int) -> None:
         """The next life asks for a pool of this size."""
@@ -92,11 +130,15 @@ class Session:
         with self._turn:
             if self._doubt is not None:
                 self.resolve()
-            if self._end is not None:
+            if self._life.end is not None:
                 return
             with suppress(SessionOver), self.step_of_one() as step:  # somebody else may have ended it already
                 self.perform(Leave(self._join.engine), None, no_answer)
-                step.when_it_stands(self._over)
+                step.when_it_stands(self._left)
+
+    def _left(self) -> None:
+        self._log.drop_lease()
+        self._life.over()
 
     def resolve(self) -> bool:
         """Find out what became of the step whose outcome is unknown; True if it stands (or nothing was in doubt).
@@ -119,7 +161,11 @@ class Session:
                         self._apply(reply.missed)
                         return False
                     case Fenced() | Diverged():
-                        raise self._ended(reply)
+                        raise self._life.ended_by(reply, self._replica.state)
+                    case Trimmed():
+                        raise self._life.over(reason=f"the log has forgotten what became of commit {doubt.commit.id}")
+                    case StillAlive():
+                        raise AssertionError("an engine declares nobody else lost")
             return True
 
     def step(self) -> AbstractContextManager[Step]:
@@ -204,15 +250,38 @@ class Session:
         with self._turn:
             if self._step is not None:
                 raise InvalidInput("a step in progress rests on the position it began at; refresh outside of it")
-            self._require_readable()
+            if (broken := self._life.corrupt) is not None:
+                self._life.told = True
+                raise broken.with_traceback(None)
             with self._ending_if_corrupt():
+                if not self._replica.state.position:
+                    self._start_from(restored(self._log))
                 while entries := self._log.read(self._replica.state.position):
-                    with self._guard:
-                        self._apply(entries)
-            return self._replica.state.position
+                    if entries[0].position > self._replica.state.position + 1:
+                        self._restore(entries[0].position)
+                    else:
+                        with self._guard:
+                            self._apply(entries)
+                base = self._replica.base
+                if not self._log.continues(base):
+                    raise rolled_back(base.position, base.commit_id, found="")
+            return base.position
 
-    def _over(self) -> None:
-        self._end = SessionOver(self._join.engine, self.number, self.number)
+    def _restore(self, first: int) -> None:
+        """The log begins at `first`, beyond what this replica has come to: go on from a snapshot, in the same life."""
+        newer = restored(self._log)
+        if newer is None or newer.state.position <= self._replica.state.position:
+            raise trimmed(self._replica, first)
+        if self._life.number and self._life.end is None and not self._log.same_life():
+            base = self._replica.base  # what lies between is gone, and with it the proof that it continued ours
+            raise rolled_back(base.position, base.commit_id, found="")
+        self._start_from(newer)
+
+    def _start_from(self, replica: Replica | None) -> None:
+        if replica is not None:
+            with self._guard:
+                self._replica = replica
+                self._log.at(replica.base)
 
     @contextmanager
     def _joined_step(self, *, explicit: bool) -> Iterator[Step]:
@@ -220,6 +289,8 @@ class Session:
             if self._step is not None:
                 yield self._step
                 return
+            if self._rejoin_automatically and self._life.may_follow:
+                self.join(self._on_begin)
             self._require_usable()
             self._catch_up_with_arrived()
             with self._begin(explicit=explicit) as step:
@@ -230,7 +301,7 @@ class Session:
         step = self._step = Step(explicit=explicit)
         try:
             yield step
-            if (failed := step.failed or self._broken()) is not None:  # the caller swallowed it, the step is undone
+            if (failed := step.failed or self._life.corrupt) is not None:  # the caller swallowed it, the step is undone
                 raise failed
             self._commit(step)
         except BaseException as error:
@@ -238,7 +309,9 @@ class Session:
                 self._replica.undo()
                 step.undo_memos()
             if isinstance(error, CorruptState):
-                self._end = error
+                self._life.broken(error)
+            if error is self._life.end:
+                self._life.told = True
             raise
         finally:
             self._step = None
@@ -268,10 +341,10 @@ class Session:
             return self._do(step, operation)
 
     def _commit(self, step: Step) -> None:
-        scope = ""
+        scope, behind = "", False
         for attempt in self._log.attempts():
             if attempt > 1:  # what the last reply brought is enough for the second; before later ones there was a wait
-                news = self._log.read(self._replica.state.position) if attempt > _FRESH_ATTEMPTS else ()
+                news = self._log.read(self._replica.state.position) if behind or attempt > _FRESH_ATTEMPTS else ()
                 with self._guard:
                     self._decide_again(step, news)
             if not step.facts:
@@ -293,8 +366,16 @@ class Session:
                         scope = reply.scope
                         self._replica.undo()
                         self._apply(reply.missed)
+                    case Trimmed():
+                        self._replica.undo()
+                        if reply.in_doubt:
+                            raise self._life.over(reason=f"the log has forgotten what became of commit {commit.id}")
+                        self._restore(base.position + 2)
+                        behind = True
                     case Fenced() | Diverged():
-                        raise self._ended(reply)
+                        raise self._life.ended_by(reply, self._replica.state)
+                    case StillAlive():
+                        raise AssertionError("an engine declares nobody else lost")
         raise Contended(step.attempts, scope)
 
     def _append(self, step: Step, commit: Commit, base: Base) -> AppendReply:
@@ -317,11 +398,12 @@ class Session:
             self._apply(reply.missed)
             replica.redo(commit.facts)
         replica.settle(reply.position, commit.id)
+        self._log.at(replica.base)
         self._outcomes.note(commit.facts, replica.state)
         self._stands(step, commit, reply.position)
 
     def _stands(self, step: Step, commit: Commit, position: int) -> None:
-        self.number = commit.session
+        self._life.number = commit.session
         self.commits += 1
         if step is not self._step:  # it was undone when its reply did not come
             step.redo_memos()
@@ -330,7 +412,7 @@ class Session:
     def _decide_again(self, step: Step, missed: tuple[Entry, ...]) -> None:
         self._replica.undo()
         self._apply(missed)
-        self._require_alive()
+        self._life.require_alive(self._replica.state, missed)
         decide_again(self._replica, step)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
@@ -341,6 +423,7 @@ class Session:
             if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
                 self._doubt = None
                 self._stands(doubt.step, doubt.commit, entry.position)
+        self._log.at(self._replica.base)
 
     @contextmanager
     def _ending_if_corrupt(self) -> Iterator[None]:
@@ -348,7 +431,8 @@ class Session:
         try:
             yield
         except CorruptState as error:
-            self._end = error
+            self._life.broken(error)
+            self._life.told = True
             raise
 
     def _catch_up_with_arrived(self) -> None:
@@ -360,40 +444,14 @@ class Session:
                 break
             with self._guard:
                 self._apply((entry,))
-        self._require_alive()
+        self._life.require_alive(self._replica.state, arrived)
 
     def _require_usable(self) -> None:
-        if self._end is not None:
-            raise self._end.with_traceback(None)  # it is raised again and again, and must not grow
+        self._life.require()
         if self._doubt is not None:
             raise Unavailable(
                 f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"
             )
-
-    def _require_readable(self) -> None:
-        if (broken := self._broken()) is not None:
-            raise broken.with_traceback(None)
-
-    def _broken(self) -> CorruptState | None:
-        return self._end if isinstance(self._end, CorruptState) else None
-
-    def _require_alive(self) -> None:
-        """This life may have been ended by somebody else."""
-        if not self.number:
-            return
-        engine = self._replica.state.engines[self._join.engine]
-        if engine.session != self.number or not engine.alive:
-            self._end = SessionOver(engine.name, self.number, engine.session)
-            raise self._end
-
-    def _ended(self, reply: Fenced | Diverged) -> SessionOver | CorruptState:
-        if isinstance(reply, Fenced):
-            self._end = SessionOver(self._join.engine, self.number, reply.lowest_session)
-        else:
-            found = f"commit {reply.found!r}" if reply.found else "nothing"
-            self._end = CorruptState(
-                f"history diverged: this replica holds commit {self._replica.state.last_commit_id!r} there, "
-                f"the log holds {found}",
-                position=reply.position,
-            )
-        return self._end
+        if (verdict := self._log.standing()) is not None:
+            self._life.ended_by(verdict, self._replica.state)
+            self._life.require()

@@ -1,12 +1,15 @@
 """A worker's heartbeat: a thread that says "still here" while the worker copies or waits.
 
-Owns the thread. A copy may take longer than a heartbeat lives, so the two cannot share one. What a heartbeat cannot say
-is whether the worker makes progress; its `state` names the transfer at hand for people to see.
+Owns the thread, and what it knows: when the log's server was last heard, and in which of its lives. A copy may take longer
+than a heartbeat lives, so the two cannot share a thread. What a heartbeat cannot say is whether the worker makes progress;
+its `state` names the transfer at hand for people to see.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from events import limits
 from events.errors import StateCoreError
@@ -21,14 +24,33 @@ class Pulse:
         state: what the next heartbeat says.
     """
 
-    def __init__(self, jobs: Jobs, stop: threading.Event, say: Say) -> None:
-        """`stop` is set when another worker has taken the seat over."""
+    def __init__(
+        self, jobs: Jobs, stop: threading.Event, say: Say, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`stop` is set when another worker has taken the seat over; `clock` is for the simulator."""
         self._jobs = jobs
         self._stop = stop
         self._say = say
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._clock = clock
+        self._heard_at = clock()
+        self._life: str | None = None
         self.state = "ready"
+
+    def vouches_for(self, life: str) -> bool:
+        """Whether a job taken in this life of the server may still be carried out.
+
+        Not when the server lives another life: its log may not know the job. And not when it has not been heard for too
+        long: it may have begun another life, and given the job's blocks to somebody else.
+        """
+        if self._clock() - self._heard_at > limits.HEARTBEAT_TRUST_S:
+            return False
+        return self._life in (None, life)
+
+    def heard(self, life: str) -> None:
+        """The server has answered just now, in this life."""
+        self._heard_at, self._life = self._clock(), life
 
     def __enter__(self) -> Pulse:
         self._thread.start()
@@ -45,11 +67,12 @@ class Pulse:
     def _run(self) -> None:
         while not self._over.wait(limits.HEARTBEAT_EVERY_S):
             try:
-                mine = self._jobs.beat(self.state)
+                life = self._jobs.beat(self.state)
             except StateCoreError as error:
                 self._say("no_heartbeat", reason=str(error))
                 continue
-            if not mine:
+            if life is None:
                 self._say("replaced", reason="another worker has taken this rank over")
                 self._stop.set()
                 return
+            self.heard(life)

@@ -13,9 +13,9 @@ from events.errors import CorruptState
 from events.facts import BlockRanges, TransferStarted
 from events.jobs import TransferJob, encode_job
 from events.log import LogConnection
-from events.ports import Job
+from events.ports import Base, Job
 from statecore import ranges
-from statecore.replica import Replica
+from statecore.restoring import up_to_date
 from statecore.scopes import finish_touches, send_job
 from statecore.state import SWAP_IN, Node, State, Transfer
 from statecore.tree import path_nodes
@@ -36,11 +36,7 @@ def ring(connection: LogConnection, index: str) -> int:
     Raises:
         Unavailable, CorruptState: as everywhere. Repeating it is harmless.
     """
-    log = connection.log(index, follow=False)
-    replica = Replica()
-    while entries := log.read(replica.state.position):
-        replica.apply_all(entries)
-    return ring_missing(connection, index, replica.state)
+    return ring_missing(connection, index, up_to_date(connection.log(index, follow=False)).state)
 
 
 def ring_missing(connection: LogConnection, index: str, state: State) -> int:
@@ -48,7 +44,8 @@ def ring_missing(connection: LogConnection, index: str, state: State) -> int:
     bell = connection.doorbell(index)
     pools = {*map(_gpu_pool, state.transfers.values()), *(send.source for send in state.sends.values())}
     present = {transfer for pool in sorted(pools) for transfer in bell.ringing(pool)}
-    return sum([bell.ring(job) for job in missing_jobs(state, present)])
+    base = Base(state.position, state.last_commit_id)
+    return sum([bell.ring(job, base) for job in missing_jobs(state, present)])
 
 
 def _job(transfer: Transfer) -> Job:

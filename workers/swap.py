@@ -12,6 +12,8 @@ jobs travel (`events.job_ports.Jobs`).
 | Redis does not answer                     | waits, longer each time; begins again with what it has not finished       |
 | told to stop                              | ends the copy at hand, reports it, leaves; the rest is for the next worker |
 | another worker has taken the seat over    | the same                                                                  |
+| the server is not heard any more, or has  | stops between two pieces of the copy and reports nothing: the log may not |
+| begun a new life                          | know the job any more; looks at its list again once it is heard           |
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import attrs
@@ -26,9 +29,9 @@ import attrs
 from events import limits
 from events.errors import StateCoreError, Unavailable
 from events.facts import BlockRanges
-from events.job_ports import Delivery, Dropped, Jobs
+from events.job_ports import INTERRUPTED, UNSEATED, Delivery, Dropped, Jobs
 from events.jobs import TransferJob
-from statecore.ranges import count
+from statecore.ranges import count, split
 from workers.log_lines import Say
 from workers.pulse import Pulse
 
@@ -65,6 +68,10 @@ class StepReport:
         return not self.reason
 
 
+class CutOff(Exception):
+    """Nobody vouches for the job at hand any more: not another byte may be moved for it."""
+
+
 @attrs.define
 class Totals:
     """What a worker did in its life."""
@@ -75,15 +82,37 @@ class Totals:
     moved_bytes: int = 0
 
 
-def step(job: TransferJob, mover: Mover) -> StepReport:
-    """Carry out one job. Never raises: whatever goes wrong is this job's failure, and the next one's turn."""
+def step(job: TransferJob, mover: Mover, vouched: Callable[[], bool] = lambda: True) -> StepReport:
+    """Carry out one job, in pieces. Whatever goes wrong is this job's failure, and the next one's turn.
+
+    Raises:
+        CutOff: `vouched` said no between two pieces.
+    """
+    moved = 0
     try:
-        moved = mover.copy(job.source, job.destination, job.source_blocks, job.destination_blocks)
+        for source, destination in _pieces(job):
+            if not vouched():
+                raise CutOff
+            moved += mover.copy(job.source, job.destination, source, destination)
+    except CutOff:
+        raise
     except StateCoreError as error:
         return StepReport(reason=str(error) or type(error).__name__)
     except Exception as error:  # a defect of the store, or of ours: told in full, once, and not fatal
         return StepReport(reason=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
     return StepReport(moved_bytes=moved)
+
+
+def _pieces(job: TransferJob) -> Iterator[tuple[BlockRanges, BlockRanges]]:
+    """The job in copies that end soon. One that does not hold together goes to the mover as it is, to be refused."""
+    source, destination = job.source_blocks, job.destination_blocks
+    left = count(source)
+    while left > limits.COPY_PIECE_BLOCKS and left == count(destination):
+        piece, source = split(source, limits.COPY_PIECE_BLOCKS)
+        target, destination = split(destination, limits.COPY_PIECE_BLOCKS)
+        left -= limits.COPY_PIECE_BLOCKS
+        yield piece, target
+    yield source, destination
 
 
 def run(jobs: Jobs, mover: Mover, *, stop: threading.Event, say: Say) -> Totals:
@@ -104,6 +133,10 @@ def run(jobs: Jobs, mover: Mover, *, stop: threading.Event, say: Say) -> Totals:
                 say("unavailable", reason=str(error), pause_s=pause_s)
                 time.sleep(pause_s)  # not stop.wait: a signal handler that sets the event would wait for its lock
                 pause_s = min(pause_s * 2, limits.RETRY_WAIT_MAX_S)
+            except CutOff:
+                say("cut_off", reason="the log's server was not heard, or began a new life; nothing reported")
+                jobs.again()
+                time.sleep(pause_s)
             if jobs.trimmed > trimmed:
                 say("trimmed", jobs=jobs.trimmed - trimmed)
                 trimmed = jobs.trimmed
@@ -116,9 +149,10 @@ def _work(jobs: Jobs, mover: Mover, pulse: Pulse, totals: Totals, say: Say) -> N
     got = jobs.take(limits.JOB_BLOCK_S)
     match got:
         case Delivery():
+            pulse.heard(got.life)
             pulse.state = f"copying {got.job.transfer}"
             try:
-                _carry_out(jobs, got, mover, totals, say)
+                _carry_out(jobs, got, mover, pulse, totals, say)
             finally:
                 pulse.state = "ready"
         case Dropped():
@@ -127,7 +161,7 @@ def _work(jobs: Jobs, mover: Mover, pulse: Pulse, totals: Totals, say: Say) -> N
             pass
 
 
-def _carry_out(jobs: Jobs, delivery: Delivery, mover: Mover, totals: Totals, say: Say) -> None:
+def _carry_out(jobs: Jobs, delivery: Delivery, mover: Mover, pulse: Pulse, totals: Totals, say: Say) -> None:
     job = delivery.job
     begun = time.perf_counter()
     if delivery.reported:
@@ -135,9 +169,12 @@ def _carry_out(jobs: Jobs, delivery: Delivery, mover: Mover, totals: Totals, say
     elif job.ranks != jobs.ranks:
         report = StepReport(reason=f"the engine has {job.ranks} ranks, this worker was started as one of {jobs.ranks}")
     else:
-        report = step(job, mover)
+        report = step(job, mover, lambda: pulse.vouches_for(delivery.life))
     seconds = time.perf_counter() - begun
     reply = jobs.finish(delivery, report.ok, report.reason)
+    if reply.outcome in (INTERRUPTED, UNSEATED):
+        say("not_counted", transfer=job.transfer, outcome=reply.outcome)
+        return
     if delivery.reported:
         totals.skipped += 1
     elif report.ok:

@@ -8,7 +8,7 @@
 local function server_life()
   local info = redis.pcall('INFO', 'server')
   if type(info) == 'table' then
-    if string.find(string.lower(info.err or ''), 'unknown command', 1, true) then
+    if string.find(string.lower(tostring(info.err)), 'unknown command', 1, true) then
       return '' -- fakeredis: it has one life
     end
     return nil, info

@@ -12,7 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from time import perf_counter
 
-from events.ports import Appended, AppendReply, Base, Commit, Connection, Entry, Head, Log, Mutex
+from events.ports import (
+    Appended,
+    AppendReply,
+    Base,
+    Commit,
+    Connection,
+    Diverged,
+    Entry,
+    Fenced,
+    Head,
+    Log,
+    Mutex,
+    SnapshotPointer,
+)
 
 
 class MeasuredLog:
@@ -56,6 +69,30 @@ class MeasuredLog:
 
     def head(self) -> Head:
         return self._log.head()
+
+    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
+        return self._log.snapshots()
+
+    def alarm(self, message: str) -> None:
+        self._log.alarm(message)
+
+    def hold_lease(self, engine: str, session: int) -> None:
+        self._log.hold_lease(engine, session)
+
+    def drop_lease(self) -> None:
+        self._log.drop_lease()
+
+    def at(self, base: Base) -> None:
+        self._log.at(base)
+
+    def standing(self) -> Fenced | Diverged | None:
+        return self._log.standing()
+
+    def continues(self, base: Base) -> bool:
+        return self._log.continues(base)
+
+    def same_life(self) -> bool:
+        return self._log.same_life()
 
     def follow(self, after: int) -> None:
         self._log.follow(after)
