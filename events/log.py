@@ -22,6 +22,7 @@ from events import codec, limits
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 from events.job_ports import JobTransport, Seat
 from events.job_queue import JobDoorbell, JobQueue
+from events.keeping import Keeping
 from events.lease import Lease
 from events.policy import conflict_attempts, retrying
 from events.ports import (
@@ -330,6 +331,12 @@ class LogConnection:
     def doorbell(self, index: str) -> JobDoorbell:
         """The job streams of an index from the other side: to see what is there and put back what got lost."""
         return JobDoorbell(self.backend.jobs(index))
+
+    def keeping(self, index: str) -> Keeping:
+        """An index as its keeper sees it."""
+        log = self.log(index, follow=False)
+        transport = self.backend.transport(index)
+        return Keeping(log, Snapshots(transport.snapshots), self.doorbell(index), transport)
 
     def indexes(self) -> tuple[str, ...]:
         return self.backend.indexes()

@@ -57,6 +57,7 @@ class MemoryTransport:
         self._clock = clock or (lambda: 0.0)
         self._let_in = self.life = ""
         self._opens_at = 0.0
+        self._keeper = ("", 0.0)
         self.leases_run_out = clock is not None
         self.jobs: dict[str, list[Job]] = {}
         self._mutex: Final = threading.Condition()
@@ -139,6 +140,14 @@ class MemoryTransport:
     def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
         with self._mutex:
             return tuple([name in self._leases and self._clock() < self._leases[name] for name in engines])
+
+    def keep(self, token: str, ttl_s: float) -> bool:
+        with self._mutex:
+            acting, until = self._keeper
+            if acting not in ("", token) and self._clock() < until:
+                return False
+            self._keeper = (token, self._clock() + ttl_s)
+            return True
 
     # --- lives of the server ----------------------------------------------------------------------------------------
 

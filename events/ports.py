@@ -313,6 +313,10 @@ class Transport(Protocol):
         """Which of these engines hold their lease."""
         ...
 
+    def keep(self, token: str, ttl_s: float) -> bool:
+        """Be the keeper that acts for so long, or go on being it; False while another one is."""
+        ...
+
     def append(  # noqa: PLR0913 - each is checked or written by itself
         self,
         record: Record,

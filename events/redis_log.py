@@ -41,6 +41,7 @@ from events.script import Script
 from events.stream_entry import meta_of, stored_records
 
 _COMMIT: Final = Script("commit", "server_life", "continuity")
+_KEEP: Final = Script("keep")
 _RENEW: Final = Script("renew_lease", "server_life", "continuity")
 
 
@@ -113,6 +114,12 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         return tuple([lease is not None for lease in cast("list[bytes | None]", held)])
+
+    def keep(self, token: str, ttl_s: float) -> bool:
+        try:
+            return int(_KEEP.run(self._client, [self._keys.keeper], (token, _ms(ttl_s)))) == 1
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
 
     def read(self, after: int, limit: int) -> tuple[StoredRecord, ...]:
         try:

@@ -71,8 +71,9 @@ def scopes_of(state: State, engine: str, facts: Sequence[Fact]) -> tuple[str, ..
     scopes = {engine_scope(engine)}
     for fact in facts:
         scopes.update(_scopes_of_fact(state, engine, fact))
-    if state.transfers and _uses_what_is_leaving(state, state.engines[engine].gpu_pool, facts):
-        scopes.add(leaving_scope(state.engines[engine].gpu_pool))
+    writer = state.engines.get(engine)  # None: the keeper, which uses no block
+    if state.transfers and writer is not None and _uses_what_is_leaving(state, writer.gpu_pool, facts):
+        scopes.add(leaving_scope(writer.gpu_pool))
     return tuple(sorted(scopes))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from events.errors import CorruptState
 from events.facts import BlockRanges, TransferStarted
+from events.job_ports import Doorbell
 from events.jobs import TransferJob, encode_job
 from events.log import LogConnection
 from events.ports import Base, Job
@@ -41,7 +42,11 @@ def ring(connection: LogConnection, index: str) -> int:
 
 def ring_missing(connection: LogConnection, index: str, state: State) -> int:
     """`ring` for who has a replica that is up to date."""
-    bell = connection.doorbell(index)
+    return ring_all(connection.doorbell(index), state)
+
+
+def ring_all(bell: Doorbell, state: State) -> int:
+    """The same for who has the doorbell at hand."""
     pools = {*map(_gpu_pool, state.transfers.values()), *(send.source for send in state.sends.values())}
     present = {transfer for pool in sorted(pools) for transfer in bell.ringing(pool)}
     base = Base(state.position, state.last_commit_id)
