@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from events import codec, limits
-from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
+from events.errors import CorruptState, InvalidInput, OutcomeUnknown, StateCoreError, Unavailable
 from events.job_ports import JobTransport, Seat
 from events.job_queue import JobDoorbell, JobQueue
 from events.keeping import Keeping
@@ -232,7 +232,15 @@ class EventLog:
         self._base = base
 
     def standing(self) -> Fenced | Diverged | None:
-        return None if self._lease is None else self._lease.standing()
+        verdict = None if self._lease is None else self._lease.standing()
+        return self._with_reason(verdict) if isinstance(verdict, Fenced) else verdict
+
+    def _with_reason(self, fenced: Fenced) -> Fenced:
+        """What the log says of it, where it can be read; that the life is over holds in any case."""
+        try:
+            return Fenced(fenced.lowest_session, self._read_after(self._base.position))
+        except (_Gap, StateCoreError):
+            return fenced
 
     def same_life(self) -> bool:
         return self._lease is None or self._lease.life in ("", self.head().life)
