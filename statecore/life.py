@@ -63,7 +63,8 @@ class Life:
         """What the log's answer means for it; `state` is the one it stands on."""
         if isinstance(reply, Diverged):
             return self.broken(rolled_back(state.position, state.last_commit_id, reply.found))
-        return self.over(reply.lowest_session, why_lost(self.engine, self.number, reply.missed))
+        told = why_lost(self.engine, self.number, reply.missed)
+        return self.over(reply.lowest_session, told or "it was declared lost, or another process began a life of it")
 
     def require_alive(self, state: State, entries: Iterable[Entry] = ()) -> None:
         """Somebody else may have ended it, in one of `entries`."""

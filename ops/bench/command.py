@@ -30,6 +30,8 @@ from ops.bench import (
     memory,
     replay,
     report,
+    restart,
+    snapshot,
     store,
     transfer_step,
 )
@@ -46,11 +48,13 @@ GROUPS: Final[tuple[Group, ...]] = (
     memory.GROUP,
     log.GROUP,
     replay.GROUP,
+    snapshot.GROUP,
     transfer_step.GROUP,
     latency.GROUP,
     jobs.GROUP,
     store.GROUP,
     hit_rate.GROUP,
+    restart.GROUP,
     fleet.GROUP,
 )
 FIGURES: Final = tuple(name for group in GROUPS for name in group.figures)

@@ -26,6 +26,7 @@ import attrs
 
 from events import connect
 from events.facts import BLOCK_HASH_BYTES
+from events.log import LogConnection
 from ops.bench.figure import Advance, Group, Measurement, Settings
 from ops.bench.workload import BLOCK_TOKENS, Life
 from ops.demo.immediate import ImmediateWorkers
@@ -35,7 +36,7 @@ _ONE: Final = "hit_rate_one_tier"
 _LARGE: Final = "hit_rate_one_tier_large"
 _PRIVATE: Final = "hit_rate_private_tiers"
 _SHARED: Final = "hit_rate_shared_tier"
-_ENGINES: Final = 4
+ENGINES: Final = 4
 _GPU_BLOCKS: Final = 6_000
 """Of each engine: the largest request of the published trace takes a third."""
 _HOST_BLOCKS: Final = 18_000
@@ -54,15 +55,16 @@ class Memory:
 
     def __str__(self) -> str:
         host = f" + {self.host_pools} × {self.host_blocks:,} host" if self.host_pools else ""
-        return f"{_ENGINES} × {self.gpu_blocks:,} GPU{host} blocks"
+        return f"{ENGINES} × {self.gpu_blocks:,} GPU{host} blocks"
 
 
 _MEMORY: Final = {
     _ONE: Memory(_GPU_BLOCKS),
     _LARGE: Memory(_GPU_BLOCKS + _HOST_BLOCKS),
-    _PRIVATE: Memory(_GPU_BLOCKS, _ENGINES, _HOST_BLOCKS),
-    _SHARED: Memory(_GPU_BLOCKS, 1, _ENGINES * _HOST_BLOCKS),
+    _PRIVATE: Memory(_GPU_BLOCKS, ENGINES, _HOST_BLOCKS),
+    _SHARED: Memory(_GPU_BLOCKS, 1, ENGINES * _HOST_BLOCKS),
 }
+SHARED: Final = _MEMORY[_SHARED]
 _REFERENCES: Final = {_LARGE: _ONE, _PRIVATE: _ONE, _SHARED: _PRIVATE}
 
 
@@ -85,8 +87,8 @@ def measure(settings: Settings, wanted: frozenset[str], advance: Advance) -> lis
 def reused_share(lives: Sequence[Life], memory: Memory) -> float:
     """Prompt tokens found in a tier over prompt tokens."""
     with ExitStack() as stack:
-        engines = _engines(stack, memory)
-        reused = sum(engines[number % _ENGINES].serve(life) for number, life in enumerate(lives))
+        engines = engines_of(stack, memory)
+        reused = sum(engines[number % ENGINES].serve(life) for number, life in enumerate(lives))
     return reused / sum(life.prompt_tokens for life in lives)
 
 
@@ -107,16 +109,18 @@ def repeating_share(lives: Sequence[Life]) -> float:
 class Engine:
     """One engine, and whoever ends the transfers of its index."""
 
-    def __init__(self, index: CacheIndex, workers: ImmediateWorkers) -> None:
+    def __init__(self, index: CacheIndex, workers: ImmediateWorkers, connection: LogConnection, number: int) -> None:
         self._index = index
-        self._workers = workers
+        self.workers = workers
+        self.connection = connection
+        self.number = number
 
     def serve(self, life: Life) -> int:
         """A whole request; the tokens of its prompt that need not be computed."""
         index, request = self._index, life.request
         match = index.match(request, hashes=life.prompt, prompt_tokens=life.prompt_tokens, limit=_reusable(life))
         if match.waits_for:
-            self._workers.work()
+            self.workers.work()
         assert all(index.poll(transfer).done for transfer in match.waits_for)
         assert index.path_blocks(request) == len(match.blocks)
         self._allocate(request, life.prompt_blocks - len(match.blocks))
@@ -124,31 +128,42 @@ class Engine:
         self._allocate(request, life.blocks - life.prompt_blocks)
         index.extend(request, hashes=life.path[len(life.prompt) :], ready=True)
         index.release(request)
-        self._workers.work()
+        self.workers.work()
         return match.tokens
 
     def _allocate(self, request: str, blocks: int) -> None:
         while blocks and not self._index.allocate(request, blocks).blocks:
-            ended = self._workers.work()
+            ended = self.workers.work()
             assert ended, f"{request} waits for {blocks} blocks, and nothing is under way"
 
 
-def _engines(stack: ExitStack, memory: Memory) -> list[Engine]:
-    connections = [stack.enter_context(connect("memory://")) for _ in range(1 if memory.host_pools == 1 else _ENGINES)]
+def engines_of(stack: ExitStack, memory: Memory) -> list[Engine]:
+    connections = [stack.enter_context(connect("memory://")) for _ in range(1 if memory.host_pools == 1 else ENGINES)]
     ending = [ImmediateWorkers(connection.log("bench", follow=False)) for connection in connections]
-    engines = []
-    for number in range(_ENGINES):
-        index = CacheIndex(
-            connections[number % len(connections)],
-            name="bench",
-            engine=f"engine-{number}",
-            gpu_blocks=memory.gpu_blocks,
-            cpu_blocks=memory.host_blocks,
-            block_size=BLOCK_TOKENS,
-            policy=_POLICY if memory.host_blocks else None,
-        )
-        engines.append(Engine(stack.enter_context(index), ending[number % len(ending)]))
-    return engines
+    return [
+        _engine(stack, connections[number % len(connections)], number, memory, ending[number % len(ending)])
+        for number in range(ENGINES)
+    ]
+
+
+def _engine(
+    stack: ExitStack, connection: LogConnection, number: int, memory: Memory, workers: ImmediateWorkers
+) -> Engine:
+    index = CacheIndex(
+        connection,
+        name="bench",
+        engine=f"engine-{number}",
+        gpu_blocks=memory.gpu_blocks,
+        cpu_blocks=memory.host_blocks,
+        block_size=BLOCK_TOKENS,
+        policy=_POLICY if memory.host_blocks else None,
+    )
+    return Engine(stack.enter_context(index), workers, connection, number)
+
+
+def begin_again(stack: ExitStack, engine: Engine, memory: Memory) -> Engine:
+    """The engine's process died with its GPU memory, and this is its next one."""
+    return _engine(stack, engine.connection, engine.number, memory, engine.workers)
 
 
 def _reusable(life: Life) -> int:

@@ -46,15 +46,15 @@ def _in_own_process(settings: Settings, blocks: int, *, traced: bool) -> float:
 
 def _bytes_per_block(trace: Path | None, seed: int, blocks: int, traced: bool) -> float:
     """Grow a replica to so many cached blocks and see what it holds."""
-    _grown(trace, seed, blocks // 100)  # imports, caches and free lists are there before we look
+    grown(trace, seed, blocks // 100)  # imports, caches and free lists are there before we look
     before = _traced_bytes() if traced else _resident_bytes()
-    replica = _grown(trace, seed, blocks)
+    replica = grown(trace, seed, blocks)
     after = _traced_bytes() if traced else _resident_bytes()
     (pool,) = replica.state.pools.values()
     return (after - before) / pool.unpinned
 
 
-def _grown(trace: Path | None, seed: int, blocks: int) -> Replica:
+def grown(trace: Path | None, seed: int, blocks: int) -> Replica:
     replica = new_replica(_POOL_BLOCKS)
     (pool,) = replica.state.pools.values()
     for life in tenants(lambda: lives_of(trace, 20_000, seed)):
