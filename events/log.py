@@ -243,7 +243,7 @@ class EventLog:
             return fenced
 
     def same_life(self) -> bool:
-        return self._lease is None or self._lease.life in ("", self.head().life)
+        return self._lease is None or self._lease.life == self.head().life
 
     def renew_lease(self) -> None:
         """Once, now; for who has no thread for it."""

@@ -66,14 +66,12 @@ class Life:
         told = why_lost(self.engine, self.number, reply.missed)
         return self.over(reply.lowest_session, told or "it was declared lost, or another process began a life of it")
 
-    def require_alive(self, state: State, entries: Iterable[Entry] = ()) -> None:
-        """Somebody else may have ended it, in one of `entries`."""
-        if not self.number:
-            return
-        engine = state.engines[self.engine]
-        if engine.session != self.number or not engine.alive:
-            self.told = True
-            raise self.over(engine.session, why_lost(self.engine, self.number, entries))
+    def notice(self, state: State, entries: Iterable[Entry]) -> None:
+        """Somebody else may have ended it, in one of `entries`, which `state` is the outcome of."""
+        if self.number and self.end is None:
+            engine = state.engines[self.engine]
+            if engine.session != self.number or not engine.alive:
+                self.over(engine.session, why_lost(self.engine, self.number, entries))
 
 
 def why_lost(engine: str, session: int, entries: Iterable[Entry]) -> str:

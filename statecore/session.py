@@ -281,6 +281,7 @@ class Session:
         if replica is not None:
             with self._guard:
                 self._replica = replica
+                self._life.notice(replica.state, ())
                 self._log.at(replica.base)
 
     @contextmanager
@@ -412,7 +413,8 @@ class Session:
     def _decide_again(self, step: Step, missed: tuple[Entry, ...]) -> None:
         self._replica.undo()
         self._apply(missed)
-        self._life.require_alive(self._replica.state, missed)
+        if self._life.number:  # a life that only begins has the end of the one before behind it
+            self._life.require()
         decide_again(self._replica, step)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
@@ -423,6 +425,7 @@ class Session:
             if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
                 self._doubt = None
                 self._stands(doubt.step, doubt.commit, entry.position)
+        self._life.notice(self._replica.state, entries)
         self._log.at(self._replica.base)
 
     @contextmanager
@@ -444,7 +447,7 @@ class Session:
                 break
             with self._guard:
                 self._apply((entry,))
-        self._life.require_alive(self._replica.state, arrived)
+        self._life.require()
 
     def _require_usable(self) -> None:
         self._life.require()

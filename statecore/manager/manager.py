@@ -148,4 +148,5 @@ class PrefixCacheManager(Requests, Allocations, Swaps, Upkeep, Launching):
             tensor_parallel_size=self.tensor_parallel_size,
             cpu_blocks=self._settings.cpu_blocks,
             policy=policy,
+            rejoin_automatically=True,  # its scheduler is told once that its requests are gone, and goes on
         )
