@@ -21,7 +21,7 @@ from events.stream_entry import position_in, stored_records
 
 
 class RedisFollower:
-    """Implements `events.ports.Follower`. The thread is a daemon: a process may end while it waits."""
+    """Implements `events.transport.Follower`. The thread is a daemon: a process may end while it waits."""
 
     def __init__(self, client: redis.Redis, log_key: str, after: int) -> None:
         self._client = client

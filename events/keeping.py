@@ -12,7 +12,8 @@ import attrs
 
 from events import limits
 from events.job_ports import Doorbell
-from events.ports import Log, PublishReply, SnapshotPointer, Transport
+from events.ports import Log, SnapshotPointer
+from events.transport import PublishReply, Transport
 
 
 class SnapshotShelf(Protocol):

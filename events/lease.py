@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from events import limits
 from events.errors import StateCoreError
-from events.ports import Base, Diverged, Fenced, Renewed, Transport
+from events.ports import Base, Diverged, Fenced, Renewed
+from events.transport import Transport
 
 
 class Lease:

@@ -36,7 +36,6 @@ from events.ports import (
     Diverged,
     Entry,
     Fenced,
-    Follower,
     Head,
     Mutex,
     RawAppended,
@@ -46,10 +45,10 @@ from events.ports import (
     SnapshotPointer,
     StillAlive,
     StoredRecord,
-    Transport,
     Trimmed,
 )
 from events.snapshots import Snapshots
+from events.transport import Follower, Transport
 
 _NONCE_BYTES: Final = 8
 

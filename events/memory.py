@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from events import keys
+from events import keys, limits
 from events.client import closed
-from events.limits import BARRIER_S, LEASE_TTL_S, MISSED_ENTRIES_MAX
+from events.limits import MISSED_ENTRIES_MAX
 from events.memory_jobs import MemoryJobs
 from events.memory_snapshots import MemorySnapshots
 from events.ports import (
@@ -107,7 +107,7 @@ class MemoryTransport:
                 self._fences[name] = lowest
                 self._leases.pop(name, None)
                 if name == engine and lowest == session:
-                    self._leases[name] = self._clock() + LEASE_TTL_S
+                    self._leases[name] = self._clock() + limits.LEASE_TTL_S
             for job in jobs:
                 self.jobs.setdefault(job.pool, []).append(job)
             self._mutex.notify_all()
@@ -134,7 +134,7 @@ class MemoryTransport:
             diverged = self._diverged(base)
             if diverged is not None:
                 return diverged
-            self._leases[engine] = self._clock() + LEASE_TTL_S
+            self._leases[engine] = self._clock() + limits.LEASE_TTL_S
             return Renewed(self.life, left, base.position + 1 >= self._first)
 
     def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
@@ -161,7 +161,7 @@ class MemoryTransport:
         if not self.position or self._let_in == self.life:
             return 0.0
         if self._opens_at < 0:
-            self._opens_at = self._clock() + BARRIER_S
+            self._opens_at = self._clock() + limits.BARRIER_S
         return max(0.0, self._opens_at - self._clock())
 
     # --- reading ----------------------------------------------------------------------------------------------------

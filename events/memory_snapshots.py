@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from events.ports import Base, NotPublished, Published, PublishReply, SnapshotPointer
+from events.ports import Base, SnapshotPointer
+from events.transport import NotPublished, Published, PublishReply
 
 if TYPE_CHECKING:
     from events.memory import MemoryTransport

@@ -16,13 +16,12 @@ from events import client as clients
 from events import keys, limits
 from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailable
 from events.follow import RedisFollower
-from events.limits import BARRIER_S, LEASE_TTL_S, MISSED_ENTRIES_MAX
+from events.limits import MISSED_ENTRIES_MAX
 from events.ports import (
     Base,
     Behind,
     Diverged,
     Fenced,
-    Follower,
     Head,
     Job,
     RawAppended,
@@ -39,6 +38,7 @@ from events.redis_jobs import RedisJobs
 from events.redis_snapshots import RedisSnapshots
 from events.script import Script
 from events.stream_entry import meta_of, stored_records
+from events.transport import Follower
 
 _COMMIT: Final = Script("commit", "server_life", "continuity")
 _KEEP: Final = Script("keep")
@@ -75,7 +75,7 @@ class RedisTransport:
         ]  # fmt: skip
         arguments: list[str | bytes | int] = [
             keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
-            record.commit_id, meta_of(record), record.body, record.hashes, _ms(BARRIER_S), _ms(LEASE_TTL_S),
+            record.commit_id, meta_of(record), record.body, record.hashes, _ms(limits.BARRIER_S), _ms(limits.LEASE_TTL_S),
             len(checks), *checks,
             len(touches), *touches,
             len(fences), *(part for fence in fences for part in fence),
@@ -96,7 +96,7 @@ class RedisTransport:
     def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
         named = [self._keys.log, self._keys.head, self._keys.fence, self._keys.closed, self._keys.lease(engine)]
         arguments = (
-            keys.LAYOUT, engine, session, base.position, base.commit_id, _ms(BARRIER_S), _ms(LEASE_TTL_S)
+            keys.LAYOUT, engine, session, base.position, base.commit_id, _ms(limits.BARRIER_S), _ms(limits.LEASE_TTL_S)
         )  # fmt: skip
         try:
             answer = _RENEW.run(self._client, named, arguments)

@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 from events import client as clients
 from events import keys
 from events.errors import CorruptState, InvalidInput
-from events.ports import NotPublished, Published, PublishReply, SnapshotPointer
+from events.ports import SnapshotPointer
 from events.script import Script
+from events.transport import NotPublished, Published, PublishReply
 
 _PUBLISH: Final = Script("publish_snapshot", "continuity")
 _FIELDS: Final = ("position", "commit", "digest", "schema", "blob", "bytes", "at_ms")

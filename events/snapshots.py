@@ -14,7 +14,8 @@ import attrs
 from events import limits
 from events.errors import InvalidInput
 from events.policy import retrying
-from events.ports import PublishReply, SnapshotPointer, SnapshotTransport
+from events.ports import SnapshotPointer
+from events.transport import PublishReply, SnapshotTransport
 
 
 class Snapshots:

@@ -329,21 +329,6 @@ class CacheIndex(IndexUpkeep):
 
     # --- this life ---------------------------------------------------------------------------------------------------
 
-    @property
-    def session(self) -> int:
-        """Number of this engine's present life."""
-        return self._session.number
-
-    @property
-    def commits(self) -> int:
-        """Commits of this life that are in the log."""
-        return self._session.commits
-
-    @property
-    def conflicts(self) -> int:
-        """How often a commit was decided again because another engine of the pool was faster."""
-        return self._session.conflicts
-
     def refresh(self) -> int:
         """Read the log to its end and return the position there."""
         return self._session.refresh()

@@ -1,7 +1,7 @@
 """One life of one engine and its conversation with the log: steps, conflicts, unknown outcomes.
 
-Owns the replica, the order of steps, and the rule that a step happens whole or not at all. Knows no call of the engine's
-interface: `index.py` hands it commands and functions that fill in answers.
+Owns the order of steps, and the rule that a step happens whole or not at all. The replica below and the log that goes on are
+`following.py`'s. Knows no call of the engine's interface: `index.py` hands it commands and functions that fill in answers.
 
 | the log answers | the session                                                                                       |
 |-----------------|---------------------------------------------------------------------------------------------------|
@@ -11,14 +11,11 @@ interface: `index.py` hands it commands and functions that fill in answers.
 | fenced          | this life is over: `SessionOver` now and from now on, until `rejoin`                              |
 | diverged        | history was rolled back: `RolledBack` now and from now on, until `rejoin`                         |
 | nothing in time | undo, accept nothing until `resolve` has found out, or `rejoin` has fenced it                     |
-
-Threads may share a session. `turn` orders whole steps. `guard` protects the replica and is never held while waiting, so
-a read-only call answers at once while another thread's commit is under way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
@@ -38,13 +35,8 @@ from events.ports import (
 )
 from statecore.answers import no_answer
 from statecore.commands import Command, Join, Leave
-from statecore.life import Life
-from statecore.outcomes import Outcomes
+from statecore.following import Following
 from statecore.rejections import Contended, Rejection, SessionOver
-from statecore.replica import Replica
-from statecore.restoring import restored, rolled_back, trimmed
-from statecore.results import TransferState
-from statecore.state import State
 from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
 Answer = TypeVar("Answer")
@@ -52,24 +44,18 @@ Answer = TypeVar("Answer")
 _FRESH_ATTEMPTS = 2  # they rest on what the last reply brought; the port waits before each later one
 
 
-class Session:
+class Session(Following):
     """Begins a life with `join`; see the module for what it does afterwards.
 
     `number` of the present life; `commits` that landed; `conflicts`, refusals because somebody else was faster.
     """
 
     def __init__(self, log: Log, join: Join, *, rejoin_automatically: bool = False) -> None:
-        self._log = log
+        super().__init__(log, join.engine)
         self._join = join
-        self._turn = log.mutex()
-        self._guard = log.mutex()
-        self._replica = Replica()
-        self._step: Step | None = None
         self._doubt: Doubt | None = None
-        self._life = Life(join.engine)
         self._on_begin: Callable[[], None] = lambda: None
         self._rejoin_automatically = rejoin_automatically
-        self._outcomes = Outcomes()
         self.commits = 0
         self.conflicts = 0
 
@@ -104,11 +90,6 @@ class Session:
                 self.refresh()
                 self._join_once()
             self._join = self._join.in_the_same_process()
-
-    def _anew(self) -> None:
-        with self._guard:
-            self._replica, self._outcomes = Replica(), Outcomes()
-            self._life.over()
 
     def _join_once(self) -> None:
         with self._begin(explicit=False) as step:
@@ -190,100 +171,6 @@ class Session:
                 raise refusal
         return answer
 
-    def read(self, query: Callable[[State], Answer]) -> Answer:
-        with self._guard:
-            return query(self._replica.state)
-
-    def transfer(self, transfer: str) -> TransferState:
-        """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
-        with self._guard:
-            return self._outcomes.of(transfer, self._replica)
-
-    def arrival(self, request: str) -> TransferState | None:
-        self._look_again_for_news()
-        with self._guard:
-            return self._outcomes.arrival(self._join.engine, request, self._replica)
-
-    def poll(self, transfer: str) -> TransferState:
-        """What is known of a transfer, with what has arrived unless another thread's step is going on."""
-        self._look_again_for_news()
-        return self.transfer(transfer)
-
-    def wait(self, transfer: str, timeout_s: float) -> TransferState:
-        """Wait until a transfer has ended, holding nothing meanwhile; "under way" when the time is over first."""
-        for left in self._log.until(timeout_s):
-            if not self._turn.acquire(timeout=left):
-                break
-            try:
-                self._look_for_news()
-                known, after = self.transfer(transfer), self._replica.state.position
-            finally:
-                self._turn.release()
-            if not known.under_way:
-                return known
-            self._log.wait(after, left)
-        return self.transfer(transfer)
-
-    def _look_again_for_news(self) -> None:
-        if self._turn.acquire(blocking=False):
-            try:
-                self._look_for_news()
-            finally:
-                self._turn.release()
-
-    def _look_for_news(self) -> None:
-        if self._step is not None:
-            raise InvalidInput("no transfer can end before the step at hand has; wait outside of it")
-        self._require_usable()
-        if not self._log.following:
-            self.refresh()
-        self._catch_up_with_arrived()
-
-    def digest(self) -> str:
-        with self._turn, self._guard:
-            if self._step is not None:
-                raise InvalidInput("a step in progress has no digest; ask outside of it")
-            return self._replica.digest()
-
-    def refresh(self) -> int:
-        """Read the log to its end; returns the position."""
-        with self._turn:
-            if self._step is not None:
-                raise InvalidInput("a step in progress rests on the position it began at; refresh outside of it")
-            if (broken := self._life.corrupt) is not None:
-                self._life.told = True
-                raise broken.with_traceback(None)
-            with self._ending_if_corrupt():
-                if not self._replica.state.position:
-                    self._start_from(restored(self._log))
-                while entries := self._log.read(self._replica.state.position):
-                    if entries[0].position > self._replica.state.position + 1:
-                        self._restore(entries[0].position)
-                    else:
-                        with self._guard:
-                            self._apply(entries)
-                base = self._replica.base
-                if not self._log.continues(base):
-                    raise rolled_back(base.position, base.commit_id, found="")
-            return base.position
-
-    def _restore(self, first: int) -> None:
-        """The log begins at `first`, beyond what this replica has come to: go on from a snapshot, in the same life."""
-        newer = restored(self._log)
-        if newer is None or newer.state.position <= self._replica.state.position:
-            raise trimmed(self._replica, first)
-        if self._life.number and self._life.end is None and not self._log.same_life():
-            base = self._replica.base  # what lies between is gone, and with it the proof that it continued ours
-            raise rolled_back(base.position, base.commit_id, found="")
-        self._start_from(newer)
-
-    def _start_from(self, replica: Replica | None) -> None:
-        if replica is not None:
-            with self._guard:
-                self._replica = replica
-                self._life.notice(replica.state, ())
-                self._log.at(replica.base)
-
     @contextmanager
     def _joined_step(self, *, explicit: bool) -> Iterator[Step]:
         with self._turn:
@@ -329,8 +216,10 @@ class Session:
 
     def _look_again(self, step: Step, operation: Operation, refusal: Rejection) -> Rejection | None:
         """Read what others did, decide the step again on top of it, and then the refused call."""
-        news = self._log.read(self._replica.state.position)
-        if not news:
+        before = self._replica
+        with self._ending_if_corrupt():
+            news = self._news()
+        if not news and self._replica is before:
             return refusal
         with self._guard:
             try:
@@ -345,7 +234,7 @@ class Session:
         scope, behind = "", False
         for attempt in self._log.attempts():
             if attempt > 1:  # what the last reply brought is enough for the second; before later ones there was a wait
-                news = self._log.read(self._replica.state.position) if behind or attempt > _FRESH_ATTEMPTS else ()
+                news = self._news() if behind or attempt > _FRESH_ATTEMPTS else ()
                 with self._guard:
                     self._decide_again(step, news)
             if not step.facts:
@@ -368,10 +257,8 @@ class Session:
                         self._replica.undo()
                         self._apply(reply.missed)
                     case Trimmed():
-                        self._replica.undo()
                         if reply.in_doubt:
                             raise self._life.over(reason=f"the log has forgotten what became of commit {commit.id}")
-                        self._restore(base.position + 2)
                         behind = True
                     case Fenced() | Diverged():
                         raise self._life.ended_by(reply, self._replica.state)
@@ -417,37 +304,10 @@ class Session:
             self._life.require()
         decide_again(self._replica, step)
 
-    def _apply(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            with self._ending_if_corrupt():
-                self._replica.apply_all((entry,))
-            self._outcomes.note(entry.facts, self._replica.state)
-            if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
-                self._doubt = None
-                self._stands(doubt.step, doubt.commit, entry.position)
-        self._life.notice(self._replica.state, entries)
-        self._log.at(self._replica.base)
-
-    @contextmanager
-    def _ending_if_corrupt(self) -> Iterator[None]:
-        """A history that cannot be read ends this life: nothing is decided on it any more."""
-        try:
-            yield
-        except CorruptState as error:
-            self._life.broken(error)
-            self._life.told = True
-            raise
-
-    def _catch_up_with_arrived(self) -> None:
-        with self._ending_if_corrupt():
-            arrived = self._log.arrived(self._replica.state.position)
-        for entry in arrived:
-            if entry.position > self._replica.state.position + 1:
-                self.refresh()
-                break
-            with self._guard:
-                self._apply((entry,))
-        self._life.require()
+    def _applied(self, entry: Entry) -> None:
+        if (doubt := self._doubt) is not None and entry.id == doubt.commit.id:
+            self._doubt = None
+            self._stands(doubt.step, doubt.commit, entry.position)
 
     def _require_usable(self) -> None:
         self._life.require()
@@ -455,6 +315,4 @@ class Session:
             raise Unavailable(
                 f"the outcome of commit {self._doubt.commit.id} is unknown: call resolve() to find out, or rejoin()"
             )
-        if (verdict := self._log.standing()) is not None:
-            self._life.ended_by(verdict, self._replica.state)
-            self._life.require()
+        super()._require_usable()

@@ -40,6 +40,21 @@ class IndexView:
     block_size: int
     _session: Session
 
+    @property
+    def session(self) -> int:
+        """Number of this engine's present life."""
+        return self._session.number
+
+    @property
+    def commits(self) -> int:
+        """Commits of this life that are in the log."""
+        return self._session.commits
+
+    @property
+    def conflicts(self) -> int:
+        """How often a commit was decided again because another engine of the pool was faster."""
+        return self._session.conflicts
+
     def would_match(
         self,
         tokens: Tokens | None = None,

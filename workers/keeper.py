@@ -25,7 +25,8 @@ import attrs
 from events import limits
 from events.errors import CorruptState, NewerSchema, RolledBack, Unavailable
 from events.keeping import Keeping
-from events.ports import Appended, Commit, Conflicted, Published, SnapshotPointer, StillAlive
+from events.ports import Appended, Commit, Conflicted, SnapshotPointer, StillAlive
+from events.transport import Published
 from statecore import invariants, snapshot
 from statecore.commands import Depose
 from statecore.rejections import Rejection

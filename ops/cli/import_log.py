@@ -18,7 +18,8 @@ from events.errors import CorruptState, InvalidInput, OutcomeUnknown
 from events.facts import TransferFinished, TransferStarted
 from events.keys import INDEX_SCOPE, checked_name, engine_scope, leaving_scope, pool_scope
 from events.log import EventLog, LogConnection
-from events.ports import Entry, RawAppended, StoredRecord, Transport
+from events.ports import Entry, RawAppended, StoredRecord
+from events.transport import Transport
 from ops.cli.export_file import ExportFile
 from ops.cli.output import count, progress
 from ops.cli.replaying import replay

@@ -15,7 +15,8 @@ import pytest
 from events import codec, keys
 from events.log import LogConnection
 from events.memory import MemoryTransport
-from events.ports import Base, Behind, Diverged, Fenced, Job, RawAppended, RawConflicted, RawReply, Record, Transport
+from events.ports import Base, Behind, Diverged, Fenced, Job, RawAppended, RawConflicted, RawReply, Record
+from events.transport import Transport
 from tests.contract.commits import client_of, commit, fact, hashed_fact, job, jobs_in
 
 STEPS = 250

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from events.errors import OutcomeUnknown, Unavailable
 from events.log import EventLog
-from events.ports import Base, Behind, Follower, Head, Job, RawConflicted, RawReply, Record, StoredRecord
+from events.ports import Base, Behind, Head, Job, RawConflicted, RawReply, Record, StoredRecord
+from events.transport import Follower
 from tests.sim.world import Message, World
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ READ_FAILURE_AGAIN_PERCENT = 50
 
 
 class FaultyTransport:
-    """Implements `events.ports.Transport` for one process."""
+    """Implements `events.transport.Transport` for one process."""
 
     def __init__(self, world: World, process: Process, interlude: Callable[[Process], None]) -> None:
         self._world = world
@@ -136,7 +137,7 @@ class FaultyTransport:
 
 
 class FaultyFollower:
-    """Fetches ahead, badly. Implements `events.ports.Follower`."""
+    """Fetches ahead, badly. Implements `events.transport.Follower`."""
 
     def __init__(self, world: World, after: int, interlude: Callable[[], None]) -> None:
         self._world = world

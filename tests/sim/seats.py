@@ -14,7 +14,7 @@ from events.job_ports import JobTransport, Seat
 from events.job_queue import JobDoorbell
 from events.limits import ACKS_TTL_S, JOB_CLAIM_EVERY_S, JOB_IDLE_S
 from events.log import LogConnection
-from events.ports import Transport
+from events.transport import Transport
 from tests.sim import known
 from tests.sim.accounts import require
 from tests.sim.job_faults import FaultyJobs
