@@ -158,8 +158,12 @@ class EventLog:
         if isinstance(raw, RawConflicted):
             missed = codec.decode_all(raw.missed)
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
-        if isinstance(raw, Trimmed | StillAlive):
+        if isinstance(raw, StillAlive):
             return raw
+        if isinstance(raw, Trimmed):
+            if not self.head().first:
+                raise CorruptState(f"the log holds no entry any more, and {base.position} is not its end: deleted")
+            return Trimmed(in_doubt=self._doubt is not None)
         try:
             missed = self._read_after(base.position)
         except _Gap:

@@ -91,7 +91,7 @@ class MemoryTransport:
                 return diverged
             if (left := self.closed_for()) > 0:
                 raise closed(left)
-            if base.position + 1 < self._first:
+            if self.trimmed_after(base):
                 return Trimmed()
             if position - base.position > MISSED_ENTRIES_MAX:
                 return Behind(position)
@@ -135,7 +135,7 @@ class MemoryTransport:
             if diverged is not None:
                 return diverged
             self._leases[engine] = self._clock() + limits.LEASE_TTL_S
-            return Renewed(self.life, left, base.position + 1 >= self._first)
+            return Renewed(self.life, left, not self.trimmed_after(base))
 
     def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
         with self._mutex:
@@ -204,10 +204,14 @@ class MemoryTransport:
         """Whether the history after `base` continues it, as far as can be told. For who holds `changed`."""
         return self._diverged(base) is None
 
+    def trimmed_after(self, base: Base) -> bool:
+        """Whether the log has forgotten what comes after `base`. For who holds `changed`."""
+        return base.position + 1 < self._first
+
     def _diverged(self, base: Base) -> Diverged | None:
         if base.position > self.position:
             return Diverged(base.position, "")
-        if base.position + 1 < self._first:
+        if self.trimmed_after(base):
             return None
         known = self._commit_id_at(base.position)
         return None if known == base.commit_id else Diverged(base.position, known)

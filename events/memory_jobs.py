@@ -137,7 +137,7 @@ class MemoryJobs:
         with self._log.changed:
             if report.life != self._log.life:
                 return RawFinish(INTERRUPTED, 0, False)
-            if self._seats.get((seat.pool, seat.rank), report.token) != report.token:
+            if self._seats.get((seat.pool, seat.rank)) != report.token:
                 return RawFinish(UNSEATED, 0, False)
             acks, number = self._acks_of(report.transfer), _number(report.entry)
             if acks.done:
@@ -165,7 +165,7 @@ class MemoryJobs:
 
     def ring(self, job: Job, base: Base) -> bool:
         with self._log.changed:
-            if not self._log.continues(base):
+            if not self._log.continues(base) or self._log.trimmed_after(base):
                 return False
             acks = self._acks_of(job.transfer)
             if acks.done or any(number == acks.rung for number, _ in self._stream(job.pool)):

@@ -107,9 +107,11 @@ def proxy(embedded_redis: EmbeddedRedis) -> Iterator[Proxy]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timeouts and deadlines a tenth as long. Takes effect on connections opened afterwards."""
+    """Timeouts and deadlines a tenth as long, and a log that opens soon after a restart. Takes effect on connections opened
+    afterwards."""
     monkeypatch.setattr(limits, "CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr(limits, "SOCKET_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 0.6)
     monkeypatch.setattr(limits, "READ_DEADLINE_S", 0.6)
     monkeypatch.setattr(limits, "FOLLOW_BLOCK_S", 0.1)
+    monkeypatch.setattr(limits, "BARRIER_S", 0.1)

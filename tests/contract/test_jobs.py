@@ -54,14 +54,14 @@ def test_jobs_are_no_part_of_the_entry(connection: LogConnection, index_name: st
 def test_without_jobs_there_is_no_stream(stored: LogConnection, index_name: str) -> None:
     """Otherwise every engine without a host tier would leave empty keys.
 
-    Given commits without jobs, when appended, then log, head and (with a fence) fence are all the keys there are.
+    Given commits without jobs, when appended, then log, head and (with a join) fence and lease are all the keys there are.
     """
     names = IndexKeys.of(index_name)
     stored.log(index_name).append(commit("c1", fences=(("a", 1),)), BIRTH)
 
     kept = {key.decode() for key in client_of(stored).keys(f"kv:{{{index_name}}}:*")}
 
-    assert kept == {names.log, names.head, names.fence}
+    assert kept == {names.log, names.head, names.fence, names.lease("a")}
 
 
 def test_a_refused_commit_rings_nobody(connection: LogConnection, index_name: str) -> None:
@@ -232,11 +232,11 @@ def test_nobody_there_rings_nobody(far: EventLog, embedded_redis: EmbeddedRedis,
 def test_a_user_without_the_right_to_the_job_streams(server: RedisServer, index_name: str) -> None:
     """Otherwise rights given too tightly would leave entries without their jobs.
 
-    Given a user who may use log, head and fence only, when a commit with a job is appended, then Unavailable that speaks of
-    rights, and nothing was written.
+    Given a user who may use all keys of a commit but the job streams, when a commit with a job is appended, then
+    Unavailable that speaks of rights, and nothing was written.
     """
     names, admin = IndexKeys.of(index_name), server.client()
-    rights = [f"~{key}" for key in (names.log, names.head, names.fence)]
+    rights = [f"~{key}" for key in (names.log, names.head, names.fence, names.closed, names.lease("a"))]
     admin.execute_command("ACL", "SETUSER", "engine", "on", ">pw", "+@all", *rights)
 
     with connect(server.url.replace("redis://", "redis://engine:pw@")) as connection:

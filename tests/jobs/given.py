@@ -54,6 +54,15 @@ def worker(connection: LogConnection, index: str, rank: int = 0, ranks: int = 1,
     return connection.jobs(index, POOL, rank, ranks, name)
 
 
+def seated(
+    connection: LogConnection, index: str, rank: int = 0, ranks: int = 1, name: str = "w", pool: str = POOL
+) -> JobQueue:
+    """A worker that has taken the seat, from whoever had it: its reports count."""
+    jobs = connection.jobs(index, pool, rank, ranks, name)
+    jobs.enter(takeover=True)
+    return jobs
+
+
 def taken(jobs: JobQueue, timeout_s: float = 1.0) -> Delivery:
     """The next job, which there must be."""
     delivery = jobs.take(timeout_s)
@@ -110,4 +119,6 @@ def lossy_worker(
     connection: LogConnection, index: str, *lose: str, name: str = "w", rank: int = 0, ranks: int = 1
 ) -> JobQueue:
     transport = Lossy(connection.backend.jobs(index), list(lose))
-    return JobQueue(transport, Seat(POOL, rank, name), ranks, sleep=lambda _s: None)  # type: ignore[arg-type]
+    jobs = JobQueue(transport, Seat(POOL, rank, name), ranks, sleep=lambda _s: None)  # type: ignore[arg-type]
+    jobs.enter()
+    return jobs

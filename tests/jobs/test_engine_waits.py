@@ -9,7 +9,7 @@ import pytest
 
 from events.log import LogConnection
 from statecore import CacheIndex
-from tests.jobs.given import taken
+from tests.jobs.given import seated, taken
 
 BLOCK = 4
 
@@ -50,7 +50,7 @@ def test_a_finished_swap_out_wakes_its_engine(connection: LogConnection, index_n
     """
     with engine(connection, index_name) as index:
         transfer = swapping_out(index)
-        mine = connection.jobs(index_name, index.gpu_pool, 0, 1, "w")
+        mine = seated(connection, index_name, 0, 1, pool=index.gpu_pool)
 
         def work() -> None:
             time.sleep(0.1)
@@ -75,7 +75,7 @@ def test_a_failed_transfer_says_why(connection: LogConnection, index_name: str) 
     """
     with engine(connection, index_name) as index:
         transfer = swapping_out(index)
-        mine = connection.jobs(index_name, index.gpu_pool, 0, 1, "w")
+        mine = seated(connection, index_name, 0, 1, pool=index.gpu_pool)
         mine.finish(taken(mine), ok=False, reason="the disk of the GPU is full")
 
         state = index.wait(transfer, timeout=5.0)
@@ -105,14 +105,14 @@ def test_a_swap_in_brings_back_what_another_engine_swapped_out(connection: LogCo
     """
     with engine(connection, index_name) as first, engine(connection, index_name, "e1") as second:
         transfer = swapping_out(first)
-        mine = connection.jobs(index_name, first.gpu_pool, 0, 1, "w")
+        mine = seated(connection, index_name, 0, 1, pool=first.gpu_pool)
         mine.finish(taken(mine), ok=True)
         assert first.wait(transfer, timeout=5.0).done
 
         second.refresh()
         match = second.match("r", hashes=prompt("one", 4))
         assert (match.tokens, match.host_tokens) == (4 * BLOCK, 4 * BLOCK)
-        theirs = connection.jobs(index_name, second.gpu_pool, 0, 1, "w")
+        theirs = seated(connection, index_name, 0, 1, pool=second.gpu_pool)
         delivery = taken(theirs)
         assert mine.take(0.0) is None
         job = delivery.job
@@ -134,7 +134,7 @@ def test_a_decision_taken_before_a_finish_is_decided_again(
     """
     with engine(connection, index_name) as index, engine(connection, index_name, "e1") as other:
         transfer = swapping_out(index)
-        mine = connection.jobs(index_name, index.gpu_pool, 0, 1, "w")
+        mine = seated(connection, index_name, 0, 1, pool=index.gpu_pool)
         mine.finish(taken(mine), ok=ok, reason="broken")
 
         index.match("three", hashes=prompt("one", 4))
@@ -164,7 +164,7 @@ def test_late_reports_of_a_cancelled_transfer_end_its_quarantine(connection: Log
         follow=False,
     ) as index:
         transfer = swapping_out(index)
-        workers = [connection.jobs(index_name, index.gpu_pool, rank, 2, "w") for rank in range(2)]
+        workers = [seated(connection, index_name, rank, 2, pool=index.gpu_pool) for rank in range(2)]
         deliveries = [taken(each) for each in workers]
         index.cancel(transfer)
 
@@ -189,7 +189,7 @@ def test_an_engines_workers_are_named_by_its_pool(connection: LogConnection, ind
     """
     with engine(connection, index_name) as first, engine(connection, index_name, "e1") as second:
         transfers = [swapping_out(index, index.engine) for index in (first, second)]
-        mine = connection.jobs(index_name, first.gpu_pool, 0, 1, "w")
+        mine = seated(connection, index_name, 0, 1, pool=first.gpu_pool)
 
         assert taken(mine).job.transfer == transfers[0]
         assert mine.take(0.0) is None

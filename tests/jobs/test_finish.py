@@ -10,11 +10,12 @@ import pytest
 from events import codec, limits
 from events.errors import CorruptState, InvalidInput, Unavailable
 from events.facts import TransferFinished
-from events.job_ports import DUPLICATE, FINISHED, GONE, REPORTED, FinishReply
+from events.job_ports import DUPLICATE, FINISHED, GONE, REPORTED, UNSEATED, FinishReply
 from events.jobs import encode_job
 from events.keys import ACKS_DONE, HEAD_LAYOUT, IndexKeys, engine_scope, pool_scope
 from events.log import LogConnection
 from events.ports import Appended, Base, Commit, Conflicted, Job
+from tests.contract.commits import dump
 from tests.jobs.given import (
     HOST,
     POOL,
@@ -25,6 +26,7 @@ from tests.jobs.given import (
     job,
     lose_stream,
     lossy_worker,
+    seated,
     taken,
     worker,
 )
@@ -39,7 +41,7 @@ def test_the_only_rank_finishes(connection: LogConnection, index_name: str) -> N
     by an author that people recognise; the job is gone from the stream.
     """
     log = index_with(connection, index_name, job())
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
 
     reply = mine.finish(taken(mine), ok=True)
 
@@ -59,7 +61,7 @@ def test_every_rank_has_to_report(connection: LogConnection, index_name: str) ->
     Given a job for four ranks, when three report, then nothing is in the log; when the last one does, it is, once.
     """
     log = index_with(connection, index_name, job(ranks=4))
-    workers = [worker(connection, index_name, rank, 4) for rank in range(4)]
+    workers = [seated(connection, index_name, rank, 4) for rank in range(4)]
     deliveries = [taken(each) for each in workers]
 
     for number in (2, 0, 3):
@@ -78,7 +80,7 @@ def test_reporting_twice_changes_nothing(connection: LogConnection, index_name: 
     position of the finish, and the log is as it was.
     """
     log = index_with(connection, index_name, job(ranks=2))
-    workers = [worker(connection, index_name, rank, 2) for rank in range(2)]
+    workers = [seated(connection, index_name, rank, 2) for rank in range(2)]
     deliveries = [taken(each) for each in workers]
     workers[0].finish(deliveries[0], ok=True)
     assert workers[0].finish(deliveries[0], ok=True) == FinishReply(REPORTED, acked=False)
@@ -93,22 +95,43 @@ def test_reporting_twice_changes_nothing(connection: LogConnection, index_name: 
 
 
 @pytest.mark.usefixtures("eager")
-def test_two_workers_on_one_job_have_one_effect(connection: LogConnection, index_name: str) -> None:
-    """Otherwise a worker that was slow, and another that took its job over, would finish it twice.
+def test_of_two_workers_on_one_job_only_the_seated_ones_report_counts(
+    connection: LogConnection, index_name: str
+) -> None:
+    """Otherwise a worker that was slow would finish a transfer while the one that took its seat still writes its blocks.
 
-    Given a sibling that took over a job, when both report, then one finishes and the other hears "duplicate".
+    Given a sibling that took over seat and job, when the slow one reports, before the sibling and after it, then it hears
+    "unseated" and nothing is written; the sibling's report finishes.
     """
     log = index_with(connection, index_name, job())
-    slow = worker(connection, index_name, name="slow")
+    slow = seated(connection, index_name, name="slow")
     delivery = taken(slow)
-    sibling = worker(connection, index_name, name="sibling")
+    sibling = seated(connection, index_name, name="sibling")
     time.sleep(limits.JOB_IDLE_S * 1.5)
+    again = taken(sibling)
 
-    replies = [sibling.finish(taken(sibling), ok=True), slow.finish(delivery, ok=True)]
+    before = dump(connection, index_name)
+    assert slow.finish(delivery, ok=True) == FinishReply(UNSEATED, acked=False)
+    assert dump(connection, index_name) == before
+    assert sibling.finish(again, ok=True) == FinishReply(FINISHED, position=2)
+    assert slow.finish(delivery, ok=False, reason="late") == FinishReply(UNSEATED, acked=False)
 
-    assert [reply.outcome for reply in replies] == [FINISHED, DUPLICATE]
-    assert [reply.acked for reply in replies] == [True, False]
     assert finishes(log) == [DONE]
+
+
+def test_who_never_took_the_seat_reports_nothing(connection: LogConnection, index_name: str) -> None:
+    """Otherwise a worker that was started beside the launcher's would count as one of its ranks.
+
+    Given a job, when a worker that has not entered reports it, then "unseated", and the job is still on its list.
+    """
+    log = index_with(connection, index_name, job())
+    stranger = worker(connection, index_name)
+
+    assert stranger.finish(taken(stranger), ok=True).outcome == UNSEATED
+    assert finishes(log) == []
+    stranger.enter()
+    stranger.again()
+    assert stranger.finish(taken(stranger), ok=True).outcome == FINISHED
 
 
 def test_one_failing_rank_fails_the_transfer_with_its_reason(connection: LogConnection, index_name: str) -> None:
@@ -117,7 +140,7 @@ def test_one_failing_rank_fails_the_transfer_with_its_reason(connection: LogConn
     Given ranks 0 and 2 of three failed, when the last rank reports well, then the transfer failed, for both reasons.
     """
     log = index_with(connection, index_name, job(ranks=3))
-    workers = [worker(connection, index_name, rank, 3) for rank in range(3)]
+    workers = [seated(connection, index_name, rank, 3) for rank in range(3)]
     deliveries = [taken(each) for each in workers]
     workers[0].finish(deliveries[0], ok=False, reason="no memory")
     workers[2].finish(deliveries[2], ok=False)
@@ -136,7 +159,7 @@ def test_reasons_are_bounded(connection: LogConnection, index_name: str) -> None
     """
     log = index_with(connection, index_name, job(ranks=2))
     for rank in range(2):
-        each = worker(connection, index_name, rank, 2)
+        each = seated(connection, index_name, rank, 2)
         each.finish(taken(each), ok=False, reason="é" * 10_000)
 
     assert [len(fact.reason) for fact in finishes(log)] == [limits.REASON_LENGTH_MAX]
@@ -149,7 +172,7 @@ def test_a_ranks_first_report_counts(connection: LogConnection, index_name: str)
     other way round it is done.
     """
     log = index_with(connection, index_name, job("e0:0", ranks=2), job("e0:1", ranks=2))
-    first, second = (worker(connection, index_name, rank, 2) for rank in range(2))
+    first, second = (seated(connection, index_name, rank, 2) for rank in range(2))
     for first_word in (False, True):
         delivery = taken(first)
         first.finish(delivery, ok=first_word, reason="broken")
@@ -201,7 +224,7 @@ def test_a_finish_moves_the_scopes_of_its_outcome(connection: LogConnection, ind
     base decide on them, then only the decision on the touched pool is refused, and the reply brings the finish.
     """
     log = index_with(connection, index_name, job("e0:0"), job("e0:1"))
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
     base = Base(1, "c1")
     mine.finish(taken(mine), ok=True)
     refused = log.append(commit("c2", pools=[POOL], engine="e1"), base)
@@ -225,7 +248,7 @@ def test_a_finish_asks_no_fence(connection: LogConnection, index_name: str) -> N
     scopes = (engine_scope("e0"),)
     fence = Commit("f", "e1", 1, (DONE,), checks=scopes, touches=scopes, fences=(("e0", 2), (f"worker:{POOL}", 9)))
     log.append(fence, Base(1, "c1"))
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
 
     assert mine.finish(taken(mine), ok=True).position == 3
 
@@ -241,7 +264,7 @@ def test_engines_and_workers_write_at_the_same_time(connection: LogConnection, i
     finished: list[str] = []
 
     def work(rank: int) -> None:
-        mine = worker(connection, index_name, rank, 2)
+        mine = seated(connection, index_name, rank, 2)
         finished.extend([mine.finish(taken(mine), ok=True).outcome for _ in jobs])
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
@@ -268,7 +291,7 @@ def test_a_job_that_was_rung_again_has_one_effect(connection: LogConnection, ind
     Given a worker that holds a job while it is lost and rung again, when it reports both, then there is one finish.
     """
     log = index_with(connection, index_name, job())
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
     before = taken(mine)
     lose_stream(connection, index_name, trimmed=True)
     assert connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job())))
@@ -287,12 +310,12 @@ def test_an_index_that_is_gone_ends_the_job(connection: LogConnection, index_nam
     Given a job of an index without a log, when it is reported, then it is off the list and there is still no log.
     """
     assert connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job())))
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
 
     assert mine.finish(taken(mine), ok=True) == FinishReply(GONE)
 
     assert connection.log(index_name).read(0) == ()
-    assert worker(connection, index_name).take(0.0) is None
+    assert seated(connection, index_name).take(0.0) is None
 
 
 # --- keys that somebody damaged -------------------------------------------------------------------------------------
@@ -305,7 +328,7 @@ def test_a_finish_does_not_begin_a_log_in_its_middle(stored: LogConnection, inde
     """
     index_with(stored, index_name, job())
     client_of(stored).delete(IndexKeys.of(index_name).log)
-    mine = worker(stored, index_name)
+    mine = seated(stored, index_name)
 
     assert mine.finish(taken(mine), ok=True).outcome == GONE
     assert not client_of(stored).exists(IndexKeys.of(index_name).log)
@@ -314,37 +337,42 @@ def test_a_finish_does_not_begin_a_log_in_its_middle(stored: LogConnection, inde
 def test_another_layout_is_refused(stored: LogConnection, index_name: str) -> None:
     """Otherwise a worker of an old release would write into an index it does not understand.
 
-    Given an index of another layout, when a transfer is reported, then refused by name; nothing is written, the job
-    stays on the list.
+    Given an index that gets another layout while a worker copies, when it reports, then refused by name, and nothing is
+    written; when it takes, the same; the job stays on the list for the release that can read it.
     """
     index_with(stored, index_name, job())
     keys = IndexKeys.of(index_name)
-    client_of(stored).hset(keys.head, HEAD_LAYOUT, "77")
-    mine = worker(stored, index_name)
+    mine = seated(stored, index_name)
     delivery = taken(mine)
+    layout = client_of(stored).hget(keys.head, HEAD_LAYOUT)
+    client_of(stored).hset(keys.head, HEAD_LAYOUT, "77")
 
     with pytest.raises(InvalidInput, match="77"):
         mine.finish(delivery, ok=True)
+    with pytest.raises(InvalidInput, match="77"):
+        mine.take(0.0)
 
     assert client_of(stored).xlen(keys.log) == 1
     assert not client_of(stored).exists(keys.acks("e0:0"))
-    assert taken(worker(stored, index_name)).entry == delivery.entry
+    client_of(stored).hset(keys.head, HEAD_LAYOUT, layout)
+    assert taken(seated(stored, index_name)).entry == delivery.entry
 
 
-@pytest.mark.parametrize("damaged", ["log", "head", "acks", "jobs"])
+@pytest.mark.parametrize("damaged", ["log", "head", "acks", "jobs", "seats"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_key_of_another_type_changes_nothing(
     stored: LogConnection, index_name: str, damaged: str, ranks: int
 ) -> None:
     """Otherwise a report could be half written: a finish in the log that the worker repeats (redis-facts R3).
 
-    Given one of the four keys is a string, when a transfer is reported, then the worker is told, and no key changed.
+    Given one of the five keys is a string, when a transfer is reported, then the worker is told, and no key changed.
     """
     index_with(stored, index_name, job(ranks=ranks))
     keys, client = IndexKeys.of(index_name), client_of(stored)
-    mine = worker(stored, index_name, ranks=ranks)
+    mine = seated(stored, index_name, ranks=ranks)
     delivery = taken(mine)
     named = {"log": keys.log, "head": keys.head, "acks": keys.acks("e0:0"), "jobs": keys.jobs(POOL)}
+    named["seats"] = keys.seats
     client.delete(named[damaged])
     client.set(named[damaged], "a string")
     before = {key: client.dump(key) for key in named.values()}
@@ -361,7 +389,7 @@ def test_acks_run_out_only_when_the_transfer_is_over(stored: LogConnection, inde
     Given two ranks, when one has reported, then its report has no time to live; when both have, the acks have one.
     """
     index_with(stored, index_name, job(ranks=2))
-    workers = [worker(stored, index_name, rank, 2) for rank in range(2)]
+    workers = [seated(stored, index_name, rank, 2) for rank in range(2)]
     key, client = IndexKeys.of(index_name).acks("e0:0"), client_of(stored)
 
     workers[0].finish(taken(workers[0]), ok=True)
@@ -379,7 +407,7 @@ def test_the_script_is_sent_again_when_the_server_forgot_it(stored: LogConnectio
     """
     index_with(stored, index_name, job())
     client_of(stored).script_flush()
-    mine = worker(stored, index_name)
+    mine = seated(stored, index_name)
 
     assert mine.finish(taken(mine), ok=True).outcome == FINISHED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from events.jobs import encode_job
 from events.log import LogConnection
 from events.ports import Job
-from tests.jobs.given import POOL, index_with, job, lose_stream, taken, worker
+from tests.jobs.given import POOL, index_with, job, lose_stream, seated, taken
 
 
 def test_what_is_in_a_stream_is_known(connection: LogConnection, index_name: str) -> None:
@@ -31,7 +31,7 @@ def test_a_lost_job_is_rung_once(connection: LogConnection, index_name: str) -> 
     for trimmed in (True, False):
         lose_stream(connection, index_name, trimmed=trimmed)
         assert [bell.ring(Job(POOL, "e0:0", encode_job(job()))) for _ in range(3)] == [True, False, False]
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
 
     assert taken(mine).job == job()
     assert mine.take(0.0) is None
@@ -43,7 +43,7 @@ def test_a_finished_transfer_is_not_rung(connection: LogConnection, index_name: 
     Given a transfer that was just finished, when its job is rung, then nothing happens.
     """
     index_with(connection, index_name, job())
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
     mine.finish(taken(mine), ok=True)
     bell = connection.doorbell(index_name)
 

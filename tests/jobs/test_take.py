@@ -14,7 +14,7 @@ from events.job_ports import Dropped
 from events.jobs import encode_job
 from events.log import LogConnection
 from events.ports import Base, Job
-from tests.jobs.given import POOL, commit, finishes, index_with, job, lose_stream, lossy_worker, taken, worker
+from tests.jobs.given import POOL, commit, finishes, index_with, job, lose_stream, lossy_worker, seated, taken
 
 
 def test_jobs_come_in_the_order_of_their_commits(connection: LogConnection, index_name: str) -> None:
@@ -24,7 +24,7 @@ def test_jobs_come_in_the_order_of_their_commits(connection: LogConnection, inde
     """
     jobs = [job("e0:0"), job("e0:1"), job("e0:2")]
     index_with(connection, index_name, *jobs)
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
 
     deliveries = [taken(mine) for _ in jobs]
 
@@ -39,7 +39,7 @@ def test_waiting_for_a_job_is_bounded_and_ends_when_one_comes(connection: LogCon
     Given no job, when a worker waits 0.2 s, then it has none by then. Given one arrives meanwhile, then it has it.
     """
     log = index_with(connection, index_name)
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
     begun = time.monotonic()
     assert mine.take(0.2) is None
     assert 0.1 < time.monotonic() - begun < 1.0
@@ -61,9 +61,9 @@ def test_every_rank_gets_every_job_and_workers_of_one_rank_share(connection: Log
     Given two jobs for two ranks, when two workers of rank 0 and one of rank 1 take, then rank 0's get one each.
     """
     index_with(connection, index_name, job("e0:0", ranks=2), job("e0:1", ranks=2))
-    first = worker(connection, index_name, ranks=2, name="a")
-    second = worker(connection, index_name, ranks=2, name="b")
-    other = worker(connection, index_name, rank=1, ranks=2)
+    first = seated(connection, index_name, ranks=2, name="a")
+    second = seated(connection, index_name, ranks=2, name="b")
+    other = seated(connection, index_name, rank=1, ranks=2)
 
     assert taken(first).job.transfer == "e0:0"
     assert taken(second).job.transfer == "e0:1"
@@ -78,11 +78,11 @@ def test_a_restarted_worker_gets_its_unfinished_jobs_first(connection: LogConnec
     gets the first again, marked as delivered before, and then the third.
     """
     index_with(connection, index_name, job("e0:0"), job("e0:1"), job("e0:2"))
-    before = worker(connection, index_name)
+    before = seated(connection, index_name)
     taken(before)
     before.finish(taken(before), ok=True)
 
-    after = worker(connection, index_name)
+    after = seated(connection, index_name)
     again, new = taken(after), taken(after)
 
     assert (again.job.transfer, again.deliveries) == ("e0:0", 2)
@@ -111,9 +111,9 @@ def test_jobs_of_a_dead_worker_are_taken_by_the_next(connection: LogConnection, 
     Given a worker that took a job and died, when another of its rank has waited long enough, then it gets that job.
     """
     index_with(connection, index_name, job("e0:0"), job("e0:1"))
-    dead = worker(connection, index_name, name="dead")
+    dead = seated(connection, index_name, name="dead")
     taken(dead)
-    sibling = worker(connection, index_name, name="sibling")
+    sibling = seated(connection, index_name, name="sibling")
     assert taken(sibling).job.transfer == "e0:1"  # too early for the other
 
     time.sleep(limits.JOB_IDLE_S * 1.5)
@@ -134,12 +134,12 @@ def test_many_abandoned_jobs_are_claimed_page_by_page(
     monkeypatch.setattr(limits, "JOBS_PAGE", 2)
     names = [f"e0:{number}" for number in range(7)]
     index_with(connection, index_name, *map(job, names))
-    dead = worker(connection, index_name, name="dead")
+    dead = seated(connection, index_name, name="dead")
     for _ in names:
         taken(dead)
     time.sleep(limits.JOB_IDLE_S * 1.5)
 
-    sibling = worker(connection, index_name, name="sibling")
+    sibling = seated(connection, index_name, name="sibling")
     got: list[str] = []
     while len(got) < len(names):
         delivery = taken(sibling)
@@ -161,7 +161,7 @@ def test_an_unreadable_job_stops_nobody(connection: LogConnection, index_name: s
     log = index_with(connection, index_name)
     rung = [Job(POOL, "e0:0", body), Job(POOL, "e0:1", encode_job(job("e0:1", ranks=2)))]
     log.append(commit("c2", jobs=rung), Base(1, "c1"))
-    mine, other = (worker(connection, index_name, rank=rank, ranks=2) for rank in (0, 1))
+    mine, other = (seated(connection, index_name, rank=rank, ranks=2) for rank in (0, 1))
 
     dropped = mine.take(1.0)
 
@@ -178,14 +178,14 @@ def test_a_job_that_was_trimmed_while_on_a_list_is_dropped(connection: LogConnec
     there is nothing to do; nor at the next start.
     """
     index_with(connection, index_name, job())
-    taken(worker(connection, index_name))
+    taken(seated(connection, index_name))
     lose_stream(connection, index_name, trimmed=True)
 
-    after = worker(connection, index_name)
+    after = seated(connection, index_name)
 
     assert after.take(0.0) is None
     assert after.trimmed == 1
-    again = worker(connection, index_name)
+    again = seated(connection, index_name)
     assert again.take(0.0) is None
     assert again.trimmed == 0
 
@@ -197,14 +197,14 @@ def test_a_trimmed_job_on_a_dead_workers_list_is_dropped(connection: LogConnecti
     Given a dead worker with a trimmed and a rung job, when a sibling takes, then it gets the good one, and only that.
     """
     index_with(connection, index_name, job("e0:0"))
-    dead = worker(connection, index_name, name="dead")
+    dead = seated(connection, index_name, name="dead")
     taken(dead)
     lose_stream(connection, index_name, trimmed=True)
     assert connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job("e0:0"))))
     taken(dead)
     time.sleep(limits.JOB_IDLE_S * 1.5)
 
-    sibling = worker(connection, index_name, name="sibling")
+    sibling = seated(connection, index_name, name="sibling")
 
     assert taken(sibling).job.transfer == "e0:0"
     assert dead.trimmed + sibling.trimmed == 1
@@ -217,7 +217,7 @@ def test_a_lost_stream_is_read_again_from_its_beginning(connection: LogConnectio
     Given a worker that has read, and a deleted stream, when a job is rung, then the worker gets it.
     """
     index_with(connection, index_name, job("e0:0"))
-    mine = worker(connection, index_name)
+    mine = seated(connection, index_name)
     taken(mine)
     lose_stream(connection, index_name, trimmed=False)
     connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job("e0:0"))))
@@ -233,11 +233,11 @@ def test_a_job_for_fewer_ranks_is_not_for_the_others(connection: LogConnection, 
     """
     index_with(connection, index_name, job(ranks=1))
 
-    dropped = worker(connection, index_name, rank=1, ranks=2).take(1.0)
+    dropped = seated(connection, index_name, rank=1, ranks=2).take(1.0)
 
     assert isinstance(dropped, Dropped)
     assert "ranks 0 to 0" in dropped.reason
-    assert taken(worker(connection, index_name, rank=0, ranks=2)).job == job(ranks=1)
+    assert taken(seated(connection, index_name, rank=0, ranks=2)).job == job(ranks=1)
 
 
 def test_a_job_that_this_rank_has_reported_is_marked(connection: LogConnection, index_name: str) -> None:
@@ -247,8 +247,8 @@ def test_a_job_that_this_rank_has_reported_is_marked(connection: LogConnection, 
     is to copy; and once the transfer is over nobody is.
     """
     index_with(connection, index_name, job(ranks=2))
-    first = worker(connection, index_name, rank=0, ranks=2)
-    second = worker(connection, index_name, rank=1, ranks=2)
+    first = seated(connection, index_name, rank=0, ranks=2)
+    second = seated(connection, index_name, rank=1, ranks=2)
     first.finish(taken(first), ok=True)
     lose_stream(connection, index_name, trimmed=False)
     assert connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job(ranks=2))))
@@ -270,7 +270,7 @@ def test_a_seat_that_does_not_exist_is_refused(
     Given ranks that do not exist, when a worker is made, then it is refused with the numbers.
     """
     with pytest.raises(InvalidInput, match=f"rank {rank} of {ranks}"):
-        worker(connection, index_name, rank, ranks)
+        seated(connection, index_name, rank, ranks)
 
 
 @pytest.mark.usefixtures("eager")
@@ -285,14 +285,13 @@ def test_every_shape_of_replies_is_read(redis_url: str, index_name: str, protoco
     settings = {"protocol": protocol, "legacy_responses": legacy}
     with redis.Redis.from_url(redis_url, **settings) as client, connect(client=client) as connection:
         log = index_with(connection, index_name, job("e0:0"), job("e0:1"))
-        dead = worker(connection, index_name, name="dead")
+        dead = seated(connection, index_name, name="dead")
         assert [taken(dead).job.transfer for _ in range(2)] == ["e0:0", "e0:1"]
-        assert taken(worker(connection, index_name, name="dead")).job == job("e0:0")
+        assert taken(seated(connection, index_name, name="dead")).job == job("e0:0")
         time.sleep(limits.JOB_IDLE_S * 1.5)
-        sibling = worker(connection, index_name, name="sibling")
+        sibling = seated(connection, index_name, name="sibling")
         for name in ("e0:0", "e0:1"):
             assert sibling.finish(taken(sibling), ok=True).outcome == "finished", name
-        sibling.enter()
         assert sibling.alive()[0] is not None
 
         assert sibling.take(0.0) is None
