@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from events import codec, keys
+from events import facts, keys
 from events.errors import CorruptState, InvalidInput, NewerSchema
 from events.keys import IndexKeys
 from events.log import EventLog, LogConnection
@@ -18,7 +18,7 @@ from tests.contract.test_read import until
 Fields = dict[bytes, bytes]
 
 
-NEXT = str(codec.SCHEMA + 1).encode()
+NEXT = str(facts.SCHEMA + 1).encode()
 
 
 def rewrite(client: Any, log_key: str, position: int, change: Callable[[Fields], Fields]) -> None:
@@ -141,7 +141,7 @@ def test_a_newer_release_wrote_it(stored: LogConnection, index_name: str) -> Non
     rewrite(client_of(stored), IndexKeys.of(index_name).log, 2, with_meta(schema=NEXT))
 
     for meet in (lambda: log.read(0), lambda: log.append(commit("x1", engine="x"), Base(1, "c1"))):
-        with pytest.raises(NewerSchema, match=rf"schema {codec.SCHEMA + 1}.*upgrade statecore at position 2"):
+        with pytest.raises(NewerSchema, match=rf"schema {facts.SCHEMA + 1}.*upgrade statecore at position 2"):
             meet()
 
 
