@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, Protocol
 
 from events import codec, limits
@@ -223,6 +224,8 @@ class EventLog:
         self.drop_lease()
         if self._transport.leases_run_out:
             self._lease = Lease(self._transport, engine, session, lambda: self._base, self._clock)
+            with suppress(Unavailable):  # it holds its lease since it joined; this hears in which life of the server
+                self._lease.renew()
             if self._threads:
                 self._lease.renew_in_background(self._index)
 

@@ -11,7 +11,8 @@ import attrs
 
 from events import limits
 from events.keeping import Keeping
-from events.ports import Connection, PublishReply, SnapshotPointer
+from events.ports import Connection, SnapshotPointer
+from events.transport import PublishReply
 from statecore import CacheIndex
 from workers.keeper import Keeper, KeeperSettings
 

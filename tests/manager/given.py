@@ -18,6 +18,7 @@ from events.log import LogConnection
 from statecore import Policy, PrefixCacheManager
 from statecore.invariants import leaked_blocks, violations
 from statecore.manager.surroundings import Process, WorkerOrder
+from tests.jobs.given import seated
 
 BLOCK = 2
 ON_DEMAND = Policy(free_low=0, free_high=0)
@@ -157,7 +158,7 @@ class Place:
         errors: list[BaseException] = []
 
         def work(pool: str) -> None:
-            seat = self.log.jobs(self.index, pool, 0, 1, "worker")
+            seat = seated(self.log, self.index, name="worker", pool=pool)
             try:
                 while not stop.is_set():
                     delivery = seat.take(0.02)
@@ -181,7 +182,7 @@ class Place:
 
     def report(self, manager: PrefixCacheManager, transfer: str, *, ok: bool = True, reason: str = "") -> None:
         """The worker of a manager's pool reports this transfer, which must be the next of its stream."""
-        seat = self.log.jobs(self.index, manager.index.gpu_pool, 0, 1, "worker")
+        seat = seated(self.log, self.index, name="worker", pool=manager.index.gpu_pool)
         delivery = seat.take(5.0)
         assert isinstance(delivery, Delivery), delivery
         assert delivery.job.transfer == transfer

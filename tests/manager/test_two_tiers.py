@@ -9,6 +9,7 @@ import pytest
 
 from statecore import ForeignBlocks, PoolExhausted
 from statecore.manager.refusals import NotEnoughBlocks
+from tests.jobs.given import seated
 from tests.manager.given import Place, cache, evict, finish, must_be_sound, schedule, task, unchanged
 
 PROMPT = [1, 2, 3, 4]
@@ -208,7 +209,7 @@ def test_two_transfers_read_one_block(place: Place, sent_first: bool) -> None:
     request = task("again", PROMPT)
     request.block_tables, _, _ = manager.request_match_blocks(request, 2)
     handover = manager.send_cache(request, "engine-b", receiver.allocate_gpu_blocks(2))
-    seat = place.log.jobs(place.index, manager.index.gpu_pool, 0, 1, "worker")
+    seat = seated(place.log, place.index, name="worker", pool=manager.index.gpu_pool)
     jobs = [seat.take(5.0), seat.take(5.0)]
 
     for job in jobs[::-1] if sent_first else jobs:

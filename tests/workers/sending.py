@@ -16,6 +16,7 @@ from events.memory import MemoryBackend
 from events.ports import Job
 from statecore import CacheIndex
 from statecore.invariants import leaked_blocks, violations
+from tests.jobs.given import seated
 from workers.layout import CacheLayout
 from workers.numpy_store import NumpyStore
 from workers.stores import OpenPools
@@ -92,7 +93,7 @@ class Stage:
 
     def work(self, rank: int, *, report: bool = True) -> list[StepReport]:
         """The worker of a rank of P's pool carries out what is there; with `report` False it dies before it says so."""
-        jobs, reports = self.connection.jobs(INDEX, "gpu:P", rank, RANKS, "w"), []
+        jobs, reports = seated(self.connection, INDEX, rank, RANKS, pool="gpu:P"), []
         while (delivery := jobs.take(0.0)) is not None:
             assert isinstance(delivery, Delivery)
             reports.append(step(delivery.job, self.movers[rank]))

@@ -12,6 +12,7 @@ from events.log import LogConnection
 from events.memory import MemoryBackend
 from events.ports import Job
 from statecore import CacheIndex, Policy
+from tests.jobs.given import seated
 from workers.rebuild import missing_jobs, ring, ring_missing
 
 BLOCK = 4
@@ -69,7 +70,7 @@ def rebuilt(index: CacheIndex) -> list[Job]:
 
 def finish_all(connection: LogConnection, index: CacheIndex, *, ok: bool = True) -> None:
     for rank in range(2):
-        mine = connection.jobs(INDEX, index.gpu_pool, rank, 2, "w")
+        mine = seated(connection, INDEX, rank, 2, pool=index.gpu_pool)
         while (delivery := mine.take(0.0)) is not None:
             mine.finish(delivery, ok=ok)  # type: ignore[arg-type]
     index.refresh()

@@ -14,6 +14,7 @@ import pytest
 from events.job_ports import Delivery
 from events.jobs import decode_job
 from statecore.rejections import NotReceivable, PathNotFilled, PoolExhausted, Sending
+from tests.jobs.given import seated
 from tests.workers.sending import BLOCKS, INDEX, LAYOUT, RANKS, Stage, prompt
 from workers.rebuild import ring
 
@@ -97,8 +98,8 @@ def test_the_job_is_for_the_workers_of_the_sender(stage: Stage) -> None:
     """Otherwise nobody who can read the source would ever hear of it."""
     stage.sent("r", prompt("a", 2))
 
-    assert stage.connection.jobs(INDEX, "gpu:D", 0, RANKS, "w").take(0.0) is None
-    delivery = stage.connection.jobs(INDEX, "gpu:P", 0, RANKS, "w").take(0.0)
+    assert seated(stage.connection, INDEX, 0, RANKS, pool="gpu:D").take(0.0) is None
+    delivery = seated(stage.connection, INDEX, 0, RANKS, pool="gpu:P").take(0.0)
     assert isinstance(delivery, Delivery)
     assert (delivery.job.kind, delivery.job.source, delivery.job.destination) == ("send", "gpu:P", "gpu:D")
 
