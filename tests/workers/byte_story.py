@@ -23,6 +23,7 @@ from statecore import CacheIndex, Policy
 from statecore.invariants import violations
 from statecore.ranges import ids
 from statecore.rejections import Rejection
+from tests.jobs.given import seated
 from workers.rebuild import ring
 from workers.swap import step
 
@@ -207,7 +208,8 @@ class ByteStory:
 
     def _queue(self, seat: tuple[str, int]) -> JobQueue:
         if seat not in self._queues:
-            self._queues[seat] = self._connection.jobs(INDEX, *seat, RANKS, self._random.choice(NAMES))
+            pool, rank = seat
+            self._queues[seat] = seated(self._connection, INDEX, rank, RANKS, self._random.choice(NAMES), pool)
         return self._queues[seat]
 
     def _take(self) -> None:

@@ -15,7 +15,7 @@ from events import limits
 from events.embedded import EmbeddedRedis
 from statecore import CacheIndex, UnknownTransfer
 from statecore.invariants import violations
-from tests.jobs.given import taken
+from tests.jobs.given import seated, taken
 from tests.stores.given import import_paddle
 from tests.workers.fleet import (
     BLOCK_TOKENS,
@@ -138,8 +138,8 @@ def test_a_killed_worker_is_replaced_and_its_copy_done_again(fleet: Fleet) -> No
 def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a paused machine would finish transfers twice when it comes back (E-11, E-32).
 
-    Given a worker suspended in the middle of a copy, whose job somebody else of its rank has finished, when it wakes
-    up, then its report is a duplicate, nothing is appended, and it goes on with the next job.
+    Given a worker suspended in the middle of a copy, whose seat somebody else has taken and whose job is finished, when it
+    wakes up, then its report does not count, nothing is appended, and it ends; a new one does the next job.
     """
     first, second = fleet.engine("e0"), fleet.engine("e1")
     workers = fleet.launch(first, HELD)
@@ -153,7 +153,7 @@ def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatc
 
     # Somebody else of its rank, by hand: a worker process could not, `rank_lock.py` keeps it from starting.
     monkeypatch.setattr(limits, "JOB_IDLE_S", 0.0)
-    sibling = fleet.connection.jobs(fleet.index, first.gpu_pool, 0, RANKS, "sibling")
+    sibling = seated(fleet.connection, fleet.index, 0, RANKS, "sibling", first.gpu_pool)
     delivery = taken(sibling)
     job = delivery.job
     fleet.stores[0].copy(job.source, job.destination, job.source_blocks, job.destination_blocks)
@@ -162,12 +162,17 @@ def test_a_suspended_worker_that_wakes_up_harms_nothing(fleet: Fleet, monkeypatc
 
     fleet.check(HOST_POOL, stored, hashes)
     os.kill(workers[0].pid, signal.SIGCONT)
-    eventually(lambda: b'"outcome":"duplicate"' in fleet.log_of(first, 0), "the duplicate report")
+    assert workers[0].wait(WAIT_S) == 0
+    told = [orjson.loads(line)["event"] for line in fleet.log_of(first, 0).splitlines()]
+    assert b'"outcome":"unseated"' in fleet.log_of(first, 0)
+    assert sorted(told) == ["not_counted", "ready", "replaced", "stopped"]
     fleet.check(HOST_POOL, stored, hashes)
 
     assert [fact.transfer for fact in fleet.finishes()] == [transfer]
     assert len(first.allocate("next", GPU_BLOCKS).blocks) == GPU_BLOCKS
     first.release("next")
+    sibling.leave()
+    fleet.launch(first, takeover=True)
     fleet.compute(first, "b", prompt("b", GPU_BLOCKS))
     _, following = swap_out(fleet, first, "c")
     assert first.wait(following, WAIT_S).done
@@ -259,7 +264,7 @@ def test_a_worker_told_to_stop_ends_its_copy_and_reports(fleet: Fleet, store: st
     assert [worker.poll() for worker in workers] == [None, None]
     fleet.go_on()
 
-    assert stop_workers(workers) == [0, 0]
+    assert [worker.wait(WAIT_S) for worker in workers] == [0, 0]  # a second signal may meet an interpreter that ends
     assert engine.poll(transfer).done
     fleet.check(HOST_POOL, stored, hashes)
     seats = fleet.connection.jobs(fleet.index, engine.gpu_pool, 0, RANKS, "look")
