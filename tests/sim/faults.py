@@ -6,13 +6,13 @@ unavailable, failing reads, and a background follower whose entries come late, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from events.errors import OutcomeUnknown, Unavailable
 from events.log import EventLog
-from events.ports import Base, Behind, Head, Job, RawConflicted, RawReply, Record, StoredRecord
-from events.transport import Follower
+from events.ports import Base, Behind, Head, Job, RawConflicted, RawReply, Record, RenewReply, StoredRecord
+from events.transport import Follower, SnapshotTransport
 from tests.sim.world import Message, World
 
 if TYPE_CHECKING:
@@ -47,6 +47,23 @@ class FaultyTransport:
         self._process = process
         self._interlude = interlude
 
+    @property
+    def snapshots(self) -> SnapshotTransport:
+        return self._world.log.snapshots
+
+    @property
+    def leases_run_out(self) -> bool:
+        return True
+
+    def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+        return self._world.log.renew_lease(engine, session, base)
+
+    def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
+        return self._world.log.leases(engines)
+
+    def keep(self, token: str, ttl_s: float) -> bool:
+        return self._world.log.keep(token, ttl_s)
+
     def append(
         self,
         record: Record,
@@ -58,6 +75,7 @@ class FaultyTransport:
         touches: tuple[str, ...],
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
+        lapsed: tuple[str, ...] = (),
     ) -> RawReply:
         world, process = self._world, self._process
         message = Message(
@@ -70,6 +88,7 @@ class FaultyTransport:
             touches,
             fences,
             jobs,
+            lapsed,
             tuple(process.intents),
             frozenset(process.said_ready),
             process.redecided,
@@ -179,12 +198,21 @@ class FaultyFollower:
 class Connected:
     """What a process is given instead of `events.connect(…)`."""
 
-    def __init__(self, transport: FaultyTransport, nonce: str) -> None:
+    def __init__(self, transport: FaultyTransport, nonce: str, clock: Callable[[], float]) -> None:
         self._transport = transport
         self._nonce = nonce
+        self._clock = clock
 
     def log(self, index: str, *, follow: bool = True) -> EventLog:
-        return EventLog(index, self._transport, follow=follow, nonce=self._nonce, sleep=lambda _: None)
+        return EventLog(
+            index,
+            self._transport,
+            follow=follow,
+            nonce=self._nonce,
+            sleep=lambda _: None,
+            clock=self._clock,
+            threads=False,
+        )
 
     def indexes(self) -> tuple[str, ...]:
         return ("sim",)

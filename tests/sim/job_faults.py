@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from events.errors import Unavailable
-from events.job_ports import Claimed, RawJob, RawReport, Report, Seat
+from events.job_ports import Claimed, Looked, RawJob, RawReport, Report, Seat
 from events.jobs import decode_job
-from events.ports import Job
+from events.ports import Base, Job
 from tests.sim.world import LateReport, World
 
 Answer = TypeVar("Answer")
@@ -58,8 +58,11 @@ class FaultyJobs:
     def discard(self, seat: Seat, entry: str, *, everywhere: bool) -> None:
         self._call(lambda: self._world.jobs.discard(seat, entry, everywhere=everywhere))
 
-    def reported(self, transfer: str, rank: int) -> bool:
-        return self._call(lambda: self._world.jobs.reported(transfer, rank))
+    def look_up(self, transfer: str, rank: int) -> Looked:
+        return self._call(lambda: self._world.jobs.look_up(transfer, rank))
+
+    def life(self) -> str:
+        return self._call(self._world.jobs.life)
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         world = self._world
@@ -82,8 +85,8 @@ class FaultyJobs:
         self._interlude()
         return ringing
 
-    def ring(self, job: Job) -> bool:
-        rung = self._call(lambda: self._world.jobs.ring(job))
+    def ring(self, job: Job, base: Base) -> bool:
+        rung = self._call(lambda: self._world.jobs.ring(job, base))
         self._world.tell(f"job of {job.transfer} {'rung' if rung else 'not rung'}")
         marks = self._world.marks
         marks["a job was rung again" if rung else "a job was not needed"] += 1
@@ -91,8 +94,11 @@ class FaultyJobs:
         marks["rang a job that is in a worker's hands"] += rung and job.transfer in dict(self._world.copying)
         return rung
 
-    def occupy(self, seat: Seat, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
-        return self._call(lambda: self._world.jobs.occupy(seat, body, ttl_s, only_if_empty=only_if_empty))
+    def sit(self, seat: Seat, token: str, body: bytes, ttl_s: float, *, only_if_empty: bool) -> bool:
+        return self._call(lambda: self._world.jobs.sit(seat, token, body, ttl_s, only_if_empty=only_if_empty))
+
+    def occupy(self, seat: Seat, body: bytes, ttl_s: float) -> None:
+        self._call(lambda: self._world.jobs.occupy(seat, body, ttl_s))
 
     def occupants(self, pool: str, ranks: Sequence[int]) -> tuple[bytes | None, ...]:
         return self._call(lambda: self._world.jobs.occupants(pool, ranks))

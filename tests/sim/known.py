@@ -12,8 +12,5 @@ READY_BEHIND_A_DUPLICATE = True
 FINISH_BELOW_A_CANCEL = True
 """Whether a step may cancel a transfer and go on: it may finish before the step lands, and the rest does not fit then."""
 
-LATE_REPORT_MEETS_NEXT_COPY = False
-"""Whether a late report may arrive while its rank copies the same job again."""
-
 ACKS_EXPIRE_UNDER_STALE_JOBS = True
 """Whether `ACKS_TTL_S` may pass while the job of a transfer that is over is still in a stream."""

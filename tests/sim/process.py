@@ -78,7 +78,7 @@ class Process(Told):
 
         def construct() -> None:
             self.index = CacheIndex(
-                Connected(transport, self.nonce),
+                Connected(transport, self.nonce, self.world.now),
                 name="sim",
                 engine=self.engine,
                 gpu_pool=self.pool if pool is None else pool,

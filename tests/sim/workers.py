@@ -72,7 +72,7 @@ class Worker:
         self.queue = JobQueue(
             FaultyJobs(world, self._others_act), seat, world.contents.ranks, sleep=lambda _: None, clock=world.now
         )
-        self._pulse = Pulse(self.queue, threading.Event(), self.say)
+        self.pulse = Pulse(self.queue, threading.Event(), self.say, clock=world.now)
 
     @property
     def name(self) -> str:
@@ -94,7 +94,7 @@ class Worker:
         turn.at = 0
         self.busy = True
         try:
-            swap._work(turn, turn, self._pulse, self.totals, self.say)
+            swap._work(turn, turn, Remembered(self, turn), self.totals, self.say)
         except Later:
             return True
         except Died:
@@ -105,6 +105,10 @@ class Worker:
             raise broken.error from broken
         except Unavailable:
             self.world.marks["worker: unavailable"] += 1
+        except swap.CutOff:
+            self.world.tell(f"{self.name} is cut off, {turn.moved} of {turn.blocks} blocks copied")
+            self.world.marks["worker cut off in mid-copy" if turn.moved else "worker cut off before the copy"] += 1
+            self.queue.again()
         finally:
             self.busy = False
         self._end(turn)
@@ -167,7 +171,7 @@ class Turn:
     # --- what the worker calls --------------------------------------------------------------------------------------
 
     def take(self, timeout_s: float) -> Delivery | Dropped | None:
-        got = self._once(lambda: self._taken(self._worker.queue.take(timeout_s)))
+        got = self.once(lambda: self._taken(self._worker.queue.take(timeout_s)))
         if isinstance(got, Delivery):
             self._point("before the copy")
         return got
@@ -188,7 +192,7 @@ class Turn:
             for number, (source, destination) in enumerate(pairs):
                 if number:
                     self._point("during the copy")
-                moved += self._once(
+                moved += self.once(
                     functools.partial(self._move, job, source_pool, destination_pool, source, destination)
                 )
         except (CopyFailed, InvalidInput, StoreBroke):
@@ -202,7 +206,7 @@ class Turn:
     def finish(self, delivery: Delivery, ok: bool, reason: str = "") -> FinishReply:
         self._point("before the report")
         self.stage = "after the report"
-        return self._once(lambda: self._worker.queue.finish(delivery, ok, reason))
+        return self.once(lambda: self._worker.queue.finish(delivery, ok, reason))
 
     # --- once each --------------------------------------------------------------------------------------------------
 
@@ -248,7 +252,7 @@ class Turn:
         if what == DIES:
             raise Died
 
-    def _once(self, do: Callable[[], Answer]) -> Answer:
+    def once(self, do: Callable[[], Answer]) -> Answer:
         if self.at < len(self._done):
             result = self._done[self.at]
             self.at += 1
@@ -282,7 +286,10 @@ class Turn:
     def enter(self, *, takeover: bool = False) -> None:
         self._worker.queue.enter(takeover=takeover)
 
-    def beat(self, state: str) -> bool:
+    def again(self) -> None:
+        self._worker.queue.again()
+
+    def beat(self, state: str) -> str | None:
         return self._worker.queue.beat(state)
 
     def alive(self) -> tuple[Heartbeat | None, ...]:
@@ -290,3 +297,18 @@ class Turn:
 
     def leave(self) -> None:
         self._worker.queue.leave()
+
+
+class Remembered(Pulse):
+    """The worker's pulse as one turn asks it: what it was told, it is told again."""
+
+    def __init__(self, worker: Worker, turn: Turn) -> None:
+        super().__init__(worker.queue, threading.Event(), worker.say, clock=worker.world.now)
+        self._pulse = worker.pulse
+        self._turn = turn
+
+    def heard(self, life: str) -> None:
+        self._turn.once(lambda: self._pulse.heard(life))
+
+    def vouches_for(self, life: str) -> bool:
+        return self._turn.once(lambda: self._pulse.vouches_for(life))

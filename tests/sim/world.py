@@ -24,7 +24,7 @@ from events.facts import (
     PrefixMatched,
     TransferFinished,
 )
-from events.job_ports import DUPLICATE, FINISHED, OtherOutcome, RawReport, Report, Seat
+from events.job_ports import DUPLICATE, FINISHED, INTERRUPTED, UNSEATED, OtherOutcome, RawReport, Report, Seat
 from events.memory import MemoryTransport
 from events.memory_jobs import MemoryJobs
 from events.ports import Base, Behind, Diverged, Entry, Fenced, Job, RawAppended, RawConflicted, RawReply, Record
@@ -32,7 +32,6 @@ from statecore import invariants, ranges, tree
 from statecore.evolve import evolve
 from statecore.replica import Replica
 from statecore.state import State, request_table
-from tests.sim import known as defects
 from tests.sim.accounts import Intent, listed, require
 from tests.sim.choices import Choices
 from tests.sim.contents import Contents
@@ -56,6 +55,7 @@ class Message:
     touches: tuple[str, ...]
     fences: tuple[tuple[str, int], ...]
     jobs: tuple[Job, ...]
+    lapsed: tuple[str, ...]
     intents: tuple[Intent, ...]
     said_ready: frozenset[str]
     redecided: bool
@@ -82,7 +82,7 @@ class World:
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
         self.clock = 0.0
-        self.log = MemoryTransport()
+        self.log = MemoryTransport(clock=self.now)
         self.jobs = MemoryJobs(self.log, self.now)
         self.checker = Replica()
         self.follower = Replica()
@@ -119,6 +119,7 @@ class World:
             touches=message.touches,
             fences=message.fences,
             jobs=message.jobs,
+            lapsed=message.lapsed,
         )
         tag = f"{what}commit {message.record.commit_id} (on {message.base.position})"
         match reply:
@@ -152,6 +153,8 @@ class World:
             self.marks["a rank failed, the last one says so"] += 1
             return reply
         self.marks[f"report: {reply.outcome}"] += 1
+        if reply.outcome in (UNSEATED, INTERRUPTED):
+            return reply
         self.marks["report: came twice"] += (
             reply.outcome != DUPLICATE and (report.transfer, seat.rank) in self.contents.reported
         )
@@ -164,20 +167,12 @@ class World:
 
     def deliver_late(self) -> None:
         """Some of what is still on its way arrives."""
-        while (ready := [each for each in self.late if self._may_arrive(each)]) and (
-            self.healed or self.choices.chance(35)
-        ):
-            message = ready[0 if self.healed else self.choices.draw(len(ready))]
-            self.late.remove(message)
+        while self.late and (self.healed or self.choices.chance(35)):
+            message = self.late.pop(0 if self.healed else self.choices.draw(len(self.late)))
             if isinstance(message, LateReport):
                 self.report(message.seat, message.report, "late ")
             else:
                 self.deliver(message, "late ")
-
-    def _may_arrive(self, message: Message | LateReport) -> bool:
-        if isinstance(message, Message) or defects.LATE_REPORT_MEETS_NEXT_COPY:
-            return True
-        return (message.report.transfer, message.seat.rank) not in self.copying
 
     def _is_finish_among(self, base: int) -> bool:
         known, now = self.past[base].moving, self.ledger.moving
