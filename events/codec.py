@@ -6,7 +6,8 @@ commit id is not under the checksum: the log writes it, at the moment it knows t
 
 Decoding is strict: an unknown fact, a missing, extra or ill-typed field, a wrong checksum, hashes too many or too few
 are refused with the position and the reason (`CorruptState`), a higher schema number as `NewerSchema`. Nothing is
-guessed, nothing is executed.
+guessed, nothing is executed. What an older release wrote is lifted to today's shape first (`migrations/`); an entry of
+today's schema pays one comparison for that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from events.errors import CorruptState, InvalidInput, NewerSchema
 from events.facts import BLOCK_HASH_BYTES, FACT_TYPES, SCHEMA, BlockRanges, Fact
 from events.limits import COMMIT_BYTES_MAX, COMMIT_FACTS_MAX, POOL_BLOCKS_MAX
 from events.ports import Commit, Entry, Record, StoredRecord
+from migrations import facts as old_facts
+from migrations.chain import Misshapen
+
+assert old_facts.SCHEMA == SCHEMA, f"migrations end at schema {old_facts.SCHEMA}, facts are of schema {SCHEMA}"
 
 
 class _Refused(Exception):
@@ -80,7 +85,7 @@ def decode(stored: StoredRecord) -> Entry:
         )
     try:
         engine, session = _author(record.author)
-        facts = _facts_from_json(record.body, record.hashes)
+        facts = _facts_from_json(record.body, record.hashes, record.schema)
     except _Refused as refused:
         raise CorruptState(f"log entry is not readable: {refused}", position=position) from None
     return Entry(
@@ -189,13 +194,15 @@ def _fact_to_json(fact: Fact, hashes: list[bytes]) -> list[object]:
     return plain
 
 
-def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
+def _facts_from_json(body: bytes, hashes: bytes, schema: int) -> tuple[Fact, ...]:
     try:
         plain = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise _Refused(f"body is not JSON ({error})") from None
     if type(plain) is not list or not 1 <= len(plain) <= COMMIT_FACTS_MAX:
         raise _Refused(f"body is not a list of 1 to {COMMIT_FACTS_MAX} facts")
+    if schema != SCHEMA:
+        plain = _of_today(plain, schema)
     facts = []
     taken = 0
     for item in plain:
@@ -220,6 +227,17 @@ def _facts_from_json(body: bytes, hashes: bytes) -> tuple[Fact, ...]:
     if taken != len(hashes):
         raise _Refused(f"facts name {taken} bytes of hashes, entry holds {len(hashes)}")
     return tuple(facts)
+
+
+def _of_today(plain: list[Any], schema: int) -> list[Any]:
+    """Facts of an older schema in today's shape. What is no fact at all stays, to be refused as such."""
+    try:
+        return [
+            old_facts.upcast(item, schema) if type(item) is list and item and type(item[0]) is str else item
+            for item in plain
+        ]
+    except Misshapen as misshapen:
+        raise _Refused(str(misshapen)) from None
 
 
 def _check_types(spec: _Spec, values: list[object]) -> None:

@@ -68,7 +68,7 @@ def fact_in_words(fact: Fact) -> str:  # noqa: PLR0912 - one branch per kind of 
         case EngineLeft():
             return f"{fact.engine} leaves, session {fact.session}"
         case EngineLost():
-            return f"{fact.engine} is lost, session {fact.session}"
+            return f"{fact.engine} is lost, session {fact.session}: {fact.reason}"
         case PrefixMatched():
             hit = f"{fact.depth} blocks at node {fact.node}" if fact.depth else "nothing"
             return f"{fact.engine}/{fact.request} matches {hit} for {fact.prompt_tokens} tokens"

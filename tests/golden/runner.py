@@ -16,7 +16,9 @@ up to date and must have that replica's digest.
 |----------------------------------------------------------------|------------------------------------------------------|
 | join ENGINE [pool=P] [gpu=N] [block_size=4] [as=NAME]           | a process begins to serve as ENGINE; NAME names it    |
 |   … [cpu=N] [host=P] [write=POLICY] [low=%] [high=%]            | its host pool, and when copies go there               |
+|   … [memory=new]                                               | its GPU memory dies with it                           |
 | leave NAME, refresh NAME, rejoin NAME                          |                                                      |
+| depose ENGINE REASON                                           | the keeper declares it lost                          |
 | match NAME REQUEST tokens=1..8,50..53 [limit=N] [salt=S]       |                                                      |
 | allocate NAME REQUEST N; recycle NAME REQUEST 3,4              | REQUEST `-` is the engine itself                     |
 | extend NAME REQUEST [tokens=…] [blocks=N] [ready]              |                                                      |
@@ -49,6 +51,7 @@ from statecore.invariants import violations
 from statecore.replica import Replica
 from statecore.state import WRITE_BACK
 from tests.golden import pictures
+from tests.golden.keeper import declare_lost
 from tests.golden.workers import Workers
 
 INDEX: Final = "story"
@@ -235,6 +238,9 @@ class Story:
 
     def _do_leave(self, name: str) -> None:
         self._indexes[name].close()
+
+    def _do_depose(self, engine: str, *reason: str) -> None:
+        declare_lost(self._watch, self._replica, engine, " ".join(reason))
 
     def _do_refresh(self, name: str) -> None:
         self._said.append(f"{name} is at {self._indexes[name].refresh()}")

@@ -76,6 +76,11 @@ FACTS_SINCE_2: tuple[Fact, ...] = (
     ServiceResumed("a", "they are loaded"),
 )
 FACTS = FACTS_OF_1 + FACTS_SINCE_2
+FIRST_WRITTEN: dict[Fact, Fact] = {
+    EngineJoined("a", 1, "gpu:a", None, 4, True): EngineJoined("a", 1, "gpu:a", None, 4, False),
+    EngineJoined("b", 2, "gpu:a", "host", 1, True): EngineJoined("b", 2, "gpu:a", "host", 1, False),
+}
+"""What became of a fact that an older schema could not write down whole: nobody said then that memory survives."""
 
 
 def commit(*facts: Fact) -> Commit:
@@ -159,24 +164,40 @@ GOLDEN_BODY_SINCE_2 = (
     b"]"
 )
 GOLDEN_CHECKSUM_OF_2 = "4d93879d"
+GOLDEN_CHECKSUM = "0a32d7c9"
+
+
+def golden_body() -> bytes:
+    """What schema 3 writes: the same with what it added."""
+    body = GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
+    body = body.replace(b'"gpu:a",null,4]', b'"gpu:a",null,4,true]').replace(b'"host",1]', b'"host",1,true]')
+    return body.replace(b'["EngineLost","b",2]', b'["EngineLost","b",2,"a new life of the engine began"]')
 
 
 def test_golden_bytes() -> None:
     """The format of the log changed, and logs on disks are not readable any more."""
     record = codec.encode(commit(*FACTS), at_ms=1_700_000_000_000)
 
-    assert record.body == GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
+    assert record.body == golden_body()
     assert record.hashes == bytes(range(32))
-    assert record.checksum == GOLDEN_CHECKSUM_OF_2
-    assert (record.commit_id, record.author, record.at_ms, record.schema) == ("n.1", "a#3", 1_700_000_000_000, 2)
-    assert SCHEMA == 2
+    assert record.checksum == GOLDEN_CHECKSUM
+    assert (record.commit_id, record.author, record.at_ms, record.schema) == ("n.1", "a#3", 1_700_000_000_000, 3)
+    assert SCHEMA == 3
 
 
 def test_a_log_of_schema_1_is_read_as_it_was() -> None:
     """P7: an upgrade cannot read what the release before it wrote."""
     old = Record("n.1", "a#3", 1_700_000_000_000, 1, GOLDEN_BODY, bytes(range(32)), GOLDEN_CHECKSUM_OF_1)
 
-    assert codec.decode(stored(old)).facts == FACTS_OF_1
+    assert codec.decode(stored(old)).facts == tuple([FIRST_WRITTEN.get(fact, fact) for fact in FACTS_OF_1])
+
+
+def test_a_log_of_schema_2_is_read_as_it_was() -> None:
+    """P7: an upgrade cannot read what the release before it wrote."""
+    body = GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
+    old = Record("n.1", "a#3", 1_700_000_000_000, 2, body, bytes(range(32)), GOLDEN_CHECKSUM_OF_2)
+
+    assert codec.decode(stored(old)).facts == tuple([FIRST_WRITTEN.get(fact, fact) for fact in FACTS])
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -309,8 +330,8 @@ def test_every_byte_of_the_body_counts() -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
     """An old release reads half of what a new one wrote."""
-    with pytest.raises(NewerSchema, match="has schema 3, this release reads up to 2: upgrade statecore at position 7"):
-        codec.decode(rewritten(ONE, schema=3))
+    with pytest.raises(NewerSchema, match="has schema 4, this release reads up to 3: upgrade statecore at position 7"):
+        codec.decode(rewritten(ONE, schema=4))
     with pytest.raises(NewerSchema):
         codec.decode(stored(attrs.evolve(ONE, schema=99, checksum="not ours", body=b"not JSON")))
 

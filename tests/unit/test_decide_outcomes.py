@@ -5,6 +5,9 @@ Refusals are in `test_decide_refusals.py`; whole histories are told in `tests/go
 
 from __future__ import annotations
 
+import attrs
+import pytest
+
 from events.facts import (
     BlocksAllocated,
     BlocksRecycled,
@@ -16,10 +19,11 @@ from events.facts import (
     PathExtended,
     PathReady,
     PoolAdded,
+    PoolDropped,
     PrefixMatched,
     RequestReleased,
 )
-from statecore.commands import Allocate, Leave, MarkReady, Match, Recycle, Release
+from statecore.commands import Allocate, Depose, Leave, MarkReady, Match, Recycle, Release
 from statecore.hashing import SCHEME
 from statecore.state import request_table
 from tests.unit.given import Machine, extend, join, match, path
@@ -357,3 +361,41 @@ def test_unfinished_blocks_of_several_requests_go_with_the_last() -> None:
 
     assert list(machine.state.nodes) == [0]
     assert machine.state.pools["g"].free.total == 8
+
+
+def test_an_engine_that_gives_no_sign_of_life_is_declared_lost() -> None:
+    """What a dead engine held is held for ever."""
+    machine = Machine(join("a"), join("b", pool="h", blocks=3))
+
+    assert machine.would(Depose("a", 1, "silent")) == [EngineLost("a", 1, "silent")]
+
+
+def test_memory_that_died_with_its_engine_is_dropped() -> None:
+    """Its next life is given the bytes of memory that is not there any more."""
+    machine = Machine(attrs.evolve(join("a"), memory_survives=False))
+    machine.cache("a", 1, 2)
+
+    assert machine.would(Depose("a", 1, "silent")) == [EngineLost("a", 1, "silent"), PoolDropped("a", "g")]
+
+
+def test_memory_that_another_engine_works_in_is_not_dropped() -> None:
+    """The death of one of two engines in a pool takes the other's blocks away."""
+    machine = Machine(attrs.evolve(join("a"), memory_survives=False), join("b"))
+    machine.cache("a", 1, 2)
+
+    assert machine.would(Depose("a", 1, "silent")) == [EngineLost("a", 1, "silent")]
+
+
+@pytest.mark.parametrize("command", [Depose("a", 1, "silent"), Depose("a", 3, "silent"), Depose("nobody", 1, "silent")])
+def test_only_the_life_that_was_meant_is_declared_lost(command: Depose) -> None:
+    """A keeper that looked away for a moment ends the life that has begun since."""
+    machine = Machine(join("a"), join("a"))
+
+    assert machine.would(command) == []
+
+
+def test_a_life_that_ended_is_not_declared_lost() -> None:
+    """An engine that left in order is said to have died."""
+    machine = Machine(join("a"), Leave("a"))
+
+    assert machine.would(Depose("a", 1, "silent")) == []

@@ -51,6 +51,7 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "engine's pool": lambda state: setattr(state.engines["gone"], "gpu_pool", "h"),
     "engine's host pool": lambda state: setattr(state.engines["gone"], "cpu_pool", "h"),
     "engine's ranks": lambda state: setattr(state.engines["gone"], "tensor_parallel_size", 2),
+    "engine's memory": lambda state: setattr(state.engines["gone"], "memory_survives", False),
     "engine's held blocks": lambda state: state.engines["b"].held["h"].add(((5, 1),)),
     "requests seen": lambda state: setattr(state.engines["a"], "requests_seen", 99),
     "requests hit": lambda state: setattr(state.engines["a"], "requests_hit", 99),
@@ -153,7 +154,7 @@ def test_every_field_of_the_state_is_among_the_changes() -> None:
         "write_policy free_low free_high policy_chosen ignored_finishes sends paused_by paused_for clears "
         "clock places place_of journal",  # the last four follow from the others, or live for a step
         "Pool": "name tier blocks free unpinned evicted arrived rescued eviction_order",  # the order follows from the copies
-        "Engine": "name session alive gpu_pool cpu_pool tensor_parallel_size requests held "
+        "Engine": "name session alive gpu_pool cpu_pool tensor_parallel_size memory_survives requests held "
         "requests_seen requests_hit prompt_tokens matched_tokens host_tokens transfers window",
         "Transfer": "id kind engine node start end source destination ranks cancelled quarantine",
         "Send": "id engine request receiver source source_blocks destination destination_blocks ranks cancelled quarantine",
