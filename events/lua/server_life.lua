@@ -13,7 +13,8 @@ local function server_life()
     end
     return nil, info
   end
-  return string.match(info, 'run_id:(%w+)') or ''
+  local at = string.find(info, 'run_id:', 1, true) -- a plain search: a pattern costs every commit some µs more
+  return at and string.match(info, '%w+', at + 7) or ''
 end
 
 -- Milliseconds until the log opens; nil when it is open. `known`: position, commit, layout, life, opening of the head.
