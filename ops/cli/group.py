@@ -103,9 +103,7 @@ _COMMANDS: Final = {
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),
     "worker": Lazy("ops.worker_command:command", "Move the blocks of one rank between GPU and host memory."),
-    "keeper": Lazy(
-        "ops.keeper_command:command", "Snapshots, trimming, dead engines, lost jobs: keep an index healthy."
-    ),
+    "keeper": Lazy("ops.keeper_command:command", "Take snapshots, trim the log, notice dead engines."),
 }
 
 

@@ -44,7 +44,7 @@ def test_json_has_every_commit_linked_to_the_one_before(story: Story) -> None:
         {"fact": "PoolAdded", "pool": "gpu", "tier": "gpu", "blocks": 24},
         {
             "fact": "EngineJoined", "engine": "engine-0", "session": 1, "gpu_pool": "gpu", "cpu_pool": None,
-            "tensor_parallel_size": 1,
+            "tensor_parallel_size": 1, "memory_survives": False,
         },
     ]  # fmt: skip
 
