@@ -4,13 +4,22 @@
 """
 
 from events.connect import connect
-from events.errors import CorruptState, InvalidInput, NewerSchema, OutcomeUnknown, StateCoreError, Unavailable
+from events.errors import (
+    CorruptState,
+    InvalidInput,
+    NewerSchema,
+    OutcomeUnknown,
+    RolledBack,
+    StateCoreError,
+    Unavailable,
+)
 
 __all__ = [
     "CorruptState",
     "InvalidInput",
     "NewerSchema",
     "OutcomeUnknown",
+    "RolledBack",
     "StateCoreError",
     "Unavailable",
     "connect",

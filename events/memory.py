@@ -123,7 +123,7 @@ class MemoryTransport:
         position = self.position + 1
         self._records.append(StoredRecord(position, self._commit_id_at(position - 1), record))
         self._versions.update(dict.fromkeys(touches, position))
-        self._let_in = self.life
+        self._let_in, self._opens_at = self.life, 0.0
 
     def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
         with self._mutex:
@@ -158,7 +158,7 @@ class MemoryTransport:
 
     def closed_for(self) -> float:
         """Seconds until the log is open in this life of the server. For who holds `changed`."""
-        if not self.position or self._let_in == self.life:
+        if not self.position or (self._let_in == self.life and self._opens_at >= 0):
             return 0.0
         if self._opens_at < 0:
             self._opens_at = self._clock() + limits.BARRIER_S

@@ -19,11 +19,12 @@ end
 
 -- Milliseconds until the log opens; nil when it is open. `known`: position, commit, layout, life, opening of the head.
 local function closed_for(head, closed, known, life, barrier_ms)
-  if not known[1] or known[4] == life then
+  local last = known[5] or known[4] -- the last life that anybody met here
+  if not known[1] or (known[4] == life and last == life) then
     return nil -- nothing is in it yet, or this life has been let in
   end
-  if known[5] ~= life then
-    redis.call('HSET', head, 'opening', life)
+  if last ~= life then
+    redis.call('HSET', head, 'opening', life, 'life', '') -- also one that was let in before, and comes back after another
     redis.call('SET', closed, life, 'PX', barrier_ms)
     return tonumber(barrier_ms)
   end
