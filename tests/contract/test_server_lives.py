@@ -1,0 +1,472 @@
+"""A server that begins a new life may have lost the end of the log: who is told, who waits, and for how long.
+
+Real servers, killed, cut and failed over. The barrier is short here; what it is for is in `ops/decisions/0016`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from events import RolledBack, Unavailable, codec, connect, limits
+from events.keys import HEAD_LIFE, HEAD_OPENING, IndexKeys
+from events.log import LogConnection
+from events.memory import MemoryTransport
+from events.ports import Appended, Base, Diverged, RawAppended, RawReply, Renewed, RenewReply
+from events.transport import Transport
+from statecore import CacheIndex
+from statecore.invariants import leaked_blocks, violations
+from tests.contract.commits import BIRTH, commit, filled
+from tests.servers import Proxy, RedisServer
+
+BARRIER_S = 0.75
+INDEX = "lives"
+TOKENS = list(range(12))
+
+
+@pytest.fixture(autouse=True)
+def short_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BARRIER_S", BARRIER_S)
+    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 6.0)
+
+
+@pytest.fixture
+def connection_to(server: RedisServer) -> Iterator[LogConnection]:
+    with connect(server.url) as connection:
+        yield connection
+
+
+def engine(connection: LogConnection, name: str, *, follow: bool = False) -> CacheIndex:
+    return CacheIndex(
+        connection, name=INDEX, engine=name, gpu_pool="shared", gpu_blocks=16, block_size=4, follow=follow
+    )
+
+
+def serve(index: CacheIndex, request: str) -> list[int]:
+    """A request that takes three blocks."""
+    index.match(request, TOKENS)
+    index.allocate(request, 3 - index.path_blocks(request))
+    return index.table(request)
+
+
+def sound(*indexes: CacheIndex) -> None:
+    assert len({index.refresh() for index in indexes}) == 1
+    assert len({index.digest() for index in indexes}) == 1
+    assert [index.inspect(violations) for index in indexes] == [[]] * len(indexes)
+    assert {index.inspect(leaked_blocks) for index in indexes} == {0}
+
+
+def append_only_file(server: RedisServer) -> Path:
+    """The one that grows. Redis 7 keeps it in a folder."""
+    folder = server.folder / "appendonlydir"
+    return next(folder.glob("*.incr.aof")) if folder.exists() else server.folder / "appendonly.aof"
+
+
+def restart(server: RedisServer, *, cut_at: int | None = None) -> None:
+    """Killed and started again; with `cut_at`, the append-only file has lost what lies behind that byte."""
+    server.kill()
+    if cut_at is not None:
+        with append_only_file(server).open("rb+") as file:
+            file.truncate(cut_at)
+    server.start()
+
+
+def attempt(transport: Transport, name: str, base: Base) -> RawReply | None:
+    """One attempt to append; None while the log is closed."""
+    made = commit(name)
+    try:
+        return transport.append(
+            codec.encode(made, at_ms=0),
+            engine="a",
+            session=1,
+            base=base,
+            checks=made.checks,
+            touches=made.touches,
+            fences=(),
+        )
+    except Unavailable as closed:
+        if "closed for" not in str(closed) or closed.lasting:
+            raise
+        return None
+
+
+# --- a restart that lost nothing ------------------------------------------------------------------------------------
+
+
+def test_the_log_is_closed_and_then_goes_on(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise an engine that knew a vanished end could still be writing to blocks that are given to another.
+
+    Given a log, when its server is killed and started again, then nothing is appended for the barrier's time, by nobody,
+    and then it goes on at the same position; reading and renewing go on all the while, and say so.
+    """
+    log, transport = connection_to.log(INDEX, follow=False), connection_to.backend.transport(INDEX)
+    base = filled(log, 3)
+    before = log.head()
+    restart(server)
+
+    begun = time.monotonic()
+    refused = 0
+    while (reply := attempt(transport, "c4", base)) is None:
+        refused += 1
+        told = renewed(transport, base)
+        assert isinstance(told, Renewed)
+        assert 0 < told.opens_in_s <= BARRIER_S
+        assert (len(log.read(0)), log.head()) == (3, before)
+        time.sleep(0.05)
+    waited = time.monotonic() - begun
+
+    assert reply == RawAppended(4, ())
+    assert BARRIER_S * 0.9 < waited < BARRIER_S + 1.0
+    assert refused > 5
+    assert log.head().life not in ("", before.life)
+    assert renewed(transport, Base(4, "c4")) == Renewed(log.head().life)
+
+
+def test_the_barrier_begins_when_the_first_one_asks(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise a server that was up alone for a minute would open at once, for engines that have asked nobody yet."""
+    log = connection_to.log(INDEX, follow=False)
+    base = filled(log, 1)
+    restart(server)
+    time.sleep(BARRIER_S * 1.3)
+
+    begun = time.monotonic()
+    assert log.append(commit("c2"), base) == Appended(2, ())
+
+    assert time.monotonic() - begun > BARRIER_S * 0.8
+
+
+def test_each_new_life_closes_the_log_again(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise the second of two crashes in a row would go unnoticed, with what it lost."""
+    log = connection_to.log(INDEX, follow=False)
+    base = filled(log, 1)
+    for _ in range(2):
+        restart(server)
+        transport = connection_to.backend.transport(INDEX)
+        told = renewed(transport, base)
+        assert isinstance(told, Renewed)
+        assert told.opens_in_s > BARRIER_S * 0.8
+
+    begun = time.monotonic()
+    assert log.append(commit("c2"), base) == Appended(2, ())
+    assert time.monotonic() - begun > BARRIER_S * 0.7
+
+
+def test_an_empty_index_opens_at_once(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise the first engine of a fresh server would wait eight seconds for nobody."""
+    restart(server)
+    begun = time.monotonic()
+
+    assert connection_to.log(INDEX).append(commit("c1"), BIRTH) == Appended(1, ())
+
+    assert time.monotonic() - begun < BARRIER_S / 2
+
+
+def test_an_engine_only_waits(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise a restart of Redis would restart every engine.
+
+    Given two engines on one pool, when the server is killed and started again, then both go on in the same life, with
+    every request they had.
+    """
+    engines = [engine(connection_to, "a", follow=True), engine(connection_to, "b")]
+    tables = [serve(each, f"r-{each.engine}") for each in engines]
+    position = engines[1].position
+    restart(server)
+
+    assert len(engines[0].allocate("r-a", 1).blocks) == 1
+
+    assert engines[0].position == position + 1
+    engines[1].allocate("r-b", 1)
+    assert [each.table(f"r-{each.engine}")[:3] for each in engines] == tables
+    assert [each.session for each in engines] == [1, 1]
+    sound(*engines)
+
+
+# --- an end that vanished -------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Parted:
+    """Two engines of one pool, of which one knows commits that the server has lost."""
+
+    ahead: CacheIndex
+    low: CacheIndex
+    lost: list[int]
+
+
+@pytest.fixture
+def parted(server: RedisServer, connection_to: LogConnection) -> Parted:
+    ahead, low = engine(connection_to, "ahead"), engine(connection_to, "low")
+    serve(ahead, "kept")
+    low.refresh()
+    end = append_only_file(server).stat().st_size
+    lost = serve(ahead, "lost")
+    restart(server, cut_at=end)
+    assert connection_to.log(INDEX).head().position == low.position < ahead.position
+    return Parted(ahead, low, lost)
+
+
+def test_who_knows_more_than_the_log_is_told_at_its_next_call(parted: Parted) -> None:
+    """Otherwise it would go on writing to blocks that the surviving log calls free.
+
+    Given an engine ahead of a cut log, when it calls, then RolledBack at once, long before the log opens, and from then on
+    for every call; after `rejoin` it works in its next life, on what the log holds.
+    """
+    begun = time.monotonic()
+    with pytest.raises(RolledBack, match="holds nothing"):
+        parted.ahead.match("next", TOKENS)
+    assert time.monotonic() - begun < BARRIER_S / 2
+
+    for call in (lambda: parted.ahead.release("lost"), parted.ahead.refresh, lambda: parted.ahead.allocate("kept", 1)):
+        with pytest.raises(RolledBack):
+            call()
+
+    parted.ahead.rejoin()
+    assert (parted.ahead.session, parted.ahead.requests()) == (2, ())
+    serve(parted.ahead, "next")
+    sound(parted.ahead, parted.low)
+
+
+def test_an_idle_engine_is_told_too(parted: Parted) -> None:
+    """Otherwise an engine between two prompts would compute the next one on blocks of others.
+
+    Given an engine ahead of a cut log that makes no call that writes, when its lease is renewed, then its next look says so.
+    """
+    time.sleep(limits.LEASE_EVERY_S * 1.4)
+
+    with pytest.raises(RolledBack):
+        parted.ahead.poll("ahead:0")
+
+
+def test_who_knows_no_more_than_the_log_is_told_nothing(parted: Parted) -> None:
+    """Otherwise a crash of the server would cost every engine its requests.
+
+    Given an engine at the end of a cut log, when it allocates, then it is given blocks only after the barrier, when who knew
+    of them has stopped; in the same life, with all it had.
+    """
+    begun = time.monotonic()
+
+    mine = serve(parted.low, "mine")
+
+    assert time.monotonic() - begun > BARRIER_S * 0.7
+    assert set(mine) & set(parted.lost), "the lost blocks are free by the surviving log, that is why it waited"
+    assert parted.low.session == 1
+    with pytest.raises(RolledBack):
+        parted.ahead.match("next", TOKENS)
+
+
+def test_positions_that_were_used_again_deceive_nobody(parted: Parted) -> None:
+    """Otherwise an engine at position 9 of one history would go on at position 9 of another.
+
+    Given the surviving log has grown past the engine that was ahead, when that engine calls, then RolledBack, by the commit
+    that the log holds in its place.
+    """
+    for number in range(4):
+        parted.low.match(f"more-{number}", TOKENS)
+    assert parted.low.position > parted.ahead.position
+
+    with pytest.raises(RolledBack, match=r"the log holds commit|continues commit"):
+        parted.ahead.match("next", TOKENS)
+
+
+def test_who_begins_its_next_life_by_itself_is_told_once(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise somebody would have to get up at night after each failover.
+
+    Given an engine with `rejoin_automatically` that is ahead of a cut log, when it calls twice, then the first call says
+    RolledBack, the second works, and the requests of the old life are gone from the log as well.
+    """
+    ahead = CacheIndex(
+        connection_to, name=INDEX, engine="ahead", gpu_blocks=16, block_size=4, follow=False, rejoin_automatically=True
+    )
+    serve(ahead, "kept")
+    end = append_only_file(server).stat().st_size
+    serve(ahead, "lost")
+    restart(server, cut_at=end)
+
+    with pytest.raises(RolledBack):
+        ahead.match("next", TOKENS)
+    ahead.match("next", TOKENS)
+
+    assert (ahead.session, ahead.requests()) == (2, ("next",))
+    sound(ahead)
+
+
+def test_a_server_that_lost_everything(server: RedisServer, connection_to: LogConnection) -> None:
+    """Otherwise the first engine back would continue a history of which nothing is left."""
+    ahead = engine(connection_to, "ahead")
+    serve(ahead, "lost")
+    restart(server, cut_at=0)
+
+    with pytest.raises(RolledBack):
+        ahead.match("next", TOKENS)
+
+    ahead.rejoin()
+    assert ahead.session == 1, "the log knows of no other life"
+    serve(ahead, "next")
+    sound(ahead)
+
+
+# --- failover -------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Pair:
+    """A primary and its replica; engines reach the one that `proxy` leads to."""
+
+    primary: RedisServer
+    replica: RedisServer
+    proxy: Proxy
+
+    def in_step(self) -> None:
+        """Wait until the replica has everything."""
+        wanted = self.primary.client().info("replication")["master_repl_offset"]
+        deadline = time.monotonic() + 10.0
+        while self.replica.client().info("replication").get("slave_repl_offset", -1) < wanted:
+            assert time.monotonic() < deadline, "the replica does not follow"
+            time.sleep(0.01)
+
+    def promote(self, server: RedisServer) -> None:
+        server.client().execute_command("REPLICAOF", "NO", "ONE")
+
+    def lead_to(self, server: RedisServer) -> None:
+        self.proxy._target = server.address
+        self.proxy.cut()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, redis_binary: Path) -> Iterator[Pair]:
+    with (
+        RedisServer(tmp_path / "one", "--repl-diskless-sync-delay", "0", binary=redis_binary) as primary,
+        RedisServer(tmp_path / "two", "--repl-diskless-sync-delay", "0", binary=redis_binary) as replica,
+        Proxy(primary.address) as proxy,
+    ):
+        replica.client().execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+        yield Pair(primary, replica, proxy)
+
+
+def test_failover_to_a_replica_that_has_everything(pair: Pair) -> None:
+    """Otherwise a planned failover would cost every engine its requests.
+
+    Given a replica in step, when it is promoted, then engines wait for the barrier and go on in the same life.
+    """
+    with connect(pair.proxy.url) as connection:
+        one, two = engine(connection, "one"), engine(connection, "two")
+        table = serve(one, "r")
+        two.refresh()
+        pair.in_step()
+        pair.primary.kill()
+        pair.promote(pair.replica)
+        pair.lead_to(pair.replica)
+
+        begun = time.monotonic()
+        one.allocate("r", 1)
+
+        assert time.monotonic() - begun > BARRIER_S * 0.7
+        assert (one.session, one.table("r")[:3]) == (1, table)
+        serve(two, "other")
+        sound(one, two)
+
+
+def test_failover_to_a_replica_that_lags(pair: Pair) -> None:
+    """Otherwise two engines would write to one block: who saw the lost commits, and who is given their blocks now.
+
+    Given commits that the replica never saw, when it is promoted, then who made them is told RolledBack, and who did not
+    know of them goes on after the barrier, in the same life; the blocks are given once.
+    """
+    with connect(pair.proxy.url) as connection:
+        ahead, low = engine(connection, "ahead"), engine(connection, "low")
+        serve(ahead, "kept")
+        low.refresh()
+        pair.in_step()
+        pair.promote(pair.replica)  # from here on it hears nothing of the primary any more
+        lost = serve(ahead, "lost")
+        pair.primary.kill()
+        pair.lead_to(pair.replica)
+
+        begun = time.monotonic()
+        mine = serve(low, "mine")
+        assert time.monotonic() - begun > BARRIER_S * 0.7
+        assert (low.session, bool(set(mine) & set(lost))) == (1, True)
+        with pytest.raises(RolledBack):
+            ahead.allocate("lost", 1)
+
+        ahead.rejoin()
+        assert not set(serve(ahead, "next")) & set(mine)
+        sound(ahead, low)
+
+
+def test_failover_and_back_within_the_barrier(pair: Pair) -> None:
+    """Otherwise a server that was let in before would be open at once, with what the other one had lost.
+
+    Given a failover to a replica that lagged, and one back to the first server, which has copied the shorter log meanwhile,
+    when an engine appends, then the log is closed there, too.
+    """
+    with connect(pair.proxy.url) as connection:
+        log, names = connection.log(INDEX, follow=False), IndexKeys.of(INDEX)
+        base = filled(log, 2)
+        pair.in_step()
+        pair.promote(pair.replica)
+        assert isinstance(log.append(commit("lost"), base), Appended)
+        pair.lead_to(pair.replica)
+        transport = connection.backend.transport(INDEX)
+        assert isinstance(renewed(transport, base), Renewed)
+        pair.primary.client().execute_command("REPLICAOF", "127.0.0.1", str(pair.replica.port))
+        _until_same(pair, names)
+        pair.promote(pair.primary)
+        pair.lead_to(pair.primary)
+
+        told = renewed(transport, base)
+
+        assert isinstance(told, Renewed)
+        assert told.opens_in_s > BARRIER_S * 0.7
+        assert log.append(commit("x"), Base(3, "lost")) == Diverged(3, "")
+        assert log.append(commit("c3"), base) == Appended(3, ())
+        head = pair.primary.client().hgetall(names.head)
+        assert head[HEAD_LIFE.encode()] == head[HEAD_OPENING.encode()]
+
+
+def renewed(transport: Transport, base: Base) -> RenewReply:
+    """Asked again where the connection was cut."""
+    try:
+        return transport.renew_lease("a", 1, base)
+    except Unavailable:
+        return transport.renew_lease("a", 1, base)
+
+
+def _until_same(pair: Pair, names: IndexKeys) -> None:
+    deadline = time.monotonic() + 10.0
+    while pair.primary.client().hgetall(names.head) != pair.replica.client().hgetall(names.head):
+        assert time.monotonic() < deadline, "the first server does not follow the second"
+        time.sleep(0.02)
+
+
+# --- the definition -------------------------------------------------------------------------------------------------
+
+
+def test_lives_in_memory_are_the_same() -> None:
+    """Otherwise the simulator would prove a barrier that servers do not have.
+
+    Given the log in memory and a clock, when its server begins new lives, then it is closed from the first question on for
+    the barrier's time, each time, also when a life comes back; an empty one is open.
+    """
+    now = [0.0]
+    transport = MemoryTransport(lambda: now[0])
+    assert transport.closed_for() == 0.0
+    transport.begin_life("1")
+    assert attempt(transport, "c1", BIRTH)
+    for life in ("2", "3", "2"):
+        transport.begin_life(life)
+        now[0] += 100.0
+        assert attempt(transport, "x", Base(1, "c1")) is None
+        now[0] += BARRIER_S / 2
+        assert transport.renew_lease("a", 1, Base(1, "c1")) == Renewed(life, BARRIER_S / 2)
+    now[0] += BARRIER_S
+    assert attempt(transport, "c2", Base(1, "c1")) == RawAppended(2, ())
+    transport.begin_life("4")
+    transport.closed_for()
+    transport.begin_life("2")
+    assert transport.closed_for() == BARRIER_S
+    assert transport.head().life == "2"
