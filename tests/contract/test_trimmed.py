@@ -145,7 +145,7 @@ class Deaf:
 def in_doubt(transport: Transport, made: Commit, base: Base) -> tuple[EventLog, Deaf]:
     """A log whose writer has sent this and heard nothing until its deadline."""
     deaf = Deaf(transport, deaf=True)
-    log = EventLog("deaf", deaf, sleep=lambda _s: None)  # type: ignore[arg-type]
+    log = EventLog("deaf", deaf, sleep=lambda _s: None)
     with pytest.raises(OutcomeUnknown):
         log.append(made, base)
     deaf.deaf = False
@@ -361,7 +361,7 @@ def test_a_step_in_doubt_that_is_forgotten_ends_the_life(
     @attrs.frozen
     class Place:
         def log(self, index: str, *, follow: bool = True) -> EventLog:
-            return EventLog(index, deaf, follow=follow, sleep=lambda _s: None, threads=False)  # type: ignore[arg-type]
+            return EventLog(index, deaf, follow=follow, sleep=lambda _s: None, threads=False)
 
         def indexes(self) -> tuple[str, ...]:
             return ()

@@ -64,5 +64,8 @@ class Timed:
     @classmethod
     def in_memory(cls) -> Timed:
         clock = Clock()
-        transport = MemoryTransport(clock)
+        return cls.over(MemoryTransport(clock), clock)
+
+    @classmethod
+    def over(cls, transport: MemoryTransport, clock: Clock) -> Timed:
         return cls(transport, MemoryJobs(transport, clock), clock.move, clock)
