@@ -20,11 +20,13 @@ from events.job_ports import Seat
 from events.job_queue import JobQueue
 from events.jobs import encode_job
 from events.log import LogConnection
+from events.memory import MemoryBackend, MemoryTransport
 from events.ports import Base, Job
-from tests.jobs.given import POOL, Lossy, commit, finishes, index_with, job, worker
+from tests.contract.timed import Clock
+from tests.jobs.given import POOL, Lossy, commit, finishes, index_with, job, seated, worker
 from tests.servers import Fault, Proxy, healthy
 from workers.log_lines import LogLines
-from workers.swap import StepReport, Totals, run, step
+from workers.swap import CutOff, StepReport, Totals, run, step
 
 INDEX = "swap"
 WAIT_S = 10.0
@@ -36,6 +38,7 @@ class Store:
 
     copies: list[BlockRanges] = attrs.Factory(list)
     instead: dict[BlockRanges, Callable[[], int]] = attrs.Factory(dict)
+    destinations: list[BlockRanges] = attrs.Factory(list)
 
     def copy(
         self,
@@ -47,6 +50,7 @@ class Store:
         assert (source_pool, destination_pool) == (POOL, "cpu:host")
         assert destination_blocks
         self.copies.append(source_blocks)
+        self.destinations.append(destination_blocks)
         return self.instead.get(source_blocks, lambda: 100)()
 
 
@@ -145,6 +149,47 @@ def test_whatever_the_store_raises_is_the_jobs_failure(error: Exception, reason:
     assert ("Traceback" in report.trace) is defect
 
 
+def test_a_large_job_is_copied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a worker could not stop in the middle of 100 GB.
+
+    Given a job of eleven blocks in odd ranges and pieces of four, when stepped, then every block goes to its place, in
+    order, four at a time, and all bytes are counted.
+    """
+    monkeypatch.setattr(limits, "COPY_PIECE_BLOCKS", 4)
+    store = Store()
+    large = attrs.evolve(job(), source_blocks=((0, 3), (10, 8)), destination_blocks=((40, 6), (20, 5)))
+
+    assert step(large, store) == StepReport(moved_bytes=300)
+
+    assert store.copies == [((0, 3), (10, 1)), ((11, 4),), ((15, 3),)]
+    assert store.destinations == [((40, 4),), ((44, 2), (20, 2)), ((22, 3),)]
+
+
+def test_a_job_whose_sides_differ_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the pieces would hide that a job does not hold together, and move its first half."""
+    monkeypatch.setattr(limits, "COPY_PIECE_BLOCKS", 4)
+    store = Store()
+
+    step(attrs.evolve(job(), source_blocks=((0, 11),), destination_blocks=((0, 12),)), store)
+
+    assert (store.copies, store.destinations) == ([((0, 11),)], [((0, 12),)])
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_copy_is_cut_off_between_two_pieces(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Otherwise a worker would write to blocks that a new life of the log has given to somebody else.
+
+    Given nobody vouches for the job any more after some pieces, then not another byte is moved, and there is no report.
+    """
+    monkeypatch.setattr(limits, "COPY_PIECE_BLOCKS", 4)
+    store = Store()
+
+    with pytest.raises(CutOff):
+        step(job(blocks=12), store, lambda: len(store.copies) < after)
+
+    assert len(store.copies) == after
+
+
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +233,7 @@ def test_a_job_that_was_reported_is_not_copied_again(connection: LogConnection) 
     Given a job this rank has reported, when it comes again, then no byte is touched, and it is off the list.
     """
     index_with(connection, INDEX, job(ranks=2))
-    mine = worker(connection, INDEX, ranks=2)
+    mine = seated(connection, INDEX, ranks=2)
     mine.finish(mine.take(1.0), ok=True)  # type: ignore[arg-type]
     connection.doorbell(INDEX).ring(Job(POOL, "e0:0", encode_job(job(ranks=2))))
     store = Store()
@@ -285,6 +330,102 @@ def test_a_long_copy_looks_alive(connection: LogConnection, monkeypatch: pytest.
 
     assert seen is not None
     assert seen.state == "copying e0:0"
+
+
+def memory_of(connection: LogConnection) -> MemoryTransport:
+    transport = connection.backend.transport(INDEX)
+    assert isinstance(transport, MemoryTransport)
+    return transport
+
+
+def test_a_new_life_of_the_server_cuts_a_copy_off(connection: LogConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a worker would report a copy that the surviving log may know nothing of, over blocks that it gave away.
+
+    Given a worker in the middle of a copy, when the server begins a new life, then the copy ends between two pieces and
+    nothing is reported; the job is looked up again, and carried out where the log still knows it.
+    """
+    monkeypatch.setattr(limits, "COPY_PIECE_BLOCKS", 4)
+    monkeypatch.setattr(limits, "BARRIER_S", 0.0)
+    log = index_with(connection, INDEX, job(blocks=12))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return 1
+
+    store = Store(instead={((0, 4),): slow})
+    working = Running(worker(connection, INDEX), store)
+    assert begun.wait(WAIT_S)
+    memory_of(connection).begin_life("two")
+    time.sleep(0.2)  # a heartbeat, or four
+    go_on.set()
+    working.wait_for("copied")
+    totals = working.end()
+
+    assert [line["event"] for line in working.lines] == ["cut_off", "copied", "stopped"]
+    assert store.copies == [((0, 4),), *[((start, 4),) for start in (0, 4, 8)]]
+    assert (totals.copied, totals.moved_bytes) == (1, 201)
+    assert [fact.ok for fact in finishes(log)] == [True]
+
+
+@pytest.mark.parametrize("why", ["interrupted", "unseated"])
+def test_a_report_that_does_not_count(connection: LogConnection, why: str) -> None:
+    """Otherwise a transfer would end by the word of a worker whose copy nobody can vouch for.
+
+    Given a copy of one piece during which the server began a new life, or another worker took the seat, when it is
+    reported, then it does not count and is no success; after a new life the job is taken again, and done.
+    """
+    log = index_with(connection, INDEX, job())
+    memory = memory_of(connection)
+    other = worker(connection, INDEX, name="other")
+    copies: list[int] = []
+
+    def meanwhile() -> int:
+        copies.append(1)
+        if len(copies) == 1 and why == "interrupted":
+            memory.begin_life("two")
+            memory._opens_at = 0.0  # the barrier is over when the worker reports
+        elif len(copies) == 1:
+            other.enter(takeover=True)
+        return 100
+
+    working = Running(worker(connection, INDEX), Store(instead={((0, 2),): meanwhile}))
+    working.wait_for("not_counted")
+    if why == "interrupted":
+        working.wait_for("copied")
+    totals = working.end()
+
+    assert working.said("not_counted")[0]["outcome"] == why
+    assert totals.copied == len(finishes(log)) == (1 if why == "interrupted" else 0)
+    assert totals.moved_bytes == 100 * totals.copied
+
+
+def test_while_the_log_is_closed_no_copy_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a worker would write to blocks that another one may still be writing for a transfer that vanished.
+
+    Given a server that began a new life, when a worker looks for jobs, then it says that the log is closed and touches
+    nothing; when the log opens, it carries the job out.
+    """
+    monkeypatch.setattr(limits, "BARRIER_S", 3600.0)
+    with connect("memory://") as other:
+        clock = Clock()
+        transport = MemoryTransport(clock)
+        assert isinstance(other.backend, MemoryBackend)
+        other.backend._transports[INDEX] = transport
+        log = index_with(other, INDEX, job())
+        transport.begin_life("two")
+        store = Store()
+        working = Running(worker(other, INDEX), store)
+        working.wait_for("unavailable", 3)
+        assert store.copies == []
+        assert "closed for 3600.0 s" in str(working.said("unavailable")[0]["reason"])
+
+        clock.move(3600.0)
+        working.wait_for("copied")
+        working.end()
+
+        assert [fact.ok for fact in finishes(log)] == [True]
 
 
 def test_damaged_keys_end_the_worker(connection: LogConnection, monkeypatch: pytest.MonkeyPatch) -> None:
