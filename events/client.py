@@ -149,6 +149,17 @@ def closed(opens_in_s: float) -> Unavailable:
     )
 
 
+def other_layout(found: bytes, speaks: str) -> InvalidInput:
+    """The keys of the index are laid out otherwise than this release lays them out."""
+    layout = found.decode(errors="replace")
+    begun = layout.partition(">")[0]
+    newer = not (begun.isdecimal() and int(begun) < int(speaks))
+    return InvalidInput(
+        f"the index has key layout {layout!r}, this release speaks {speaks!r}: "
+        + ("upgrade statecore" if newer else "stop what still runs of the old release, then run: statecore migrate")
+    )
+
+
 def is_missing_script(error: Exception) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith(("NOSCRIPT", "No matching script"))
 

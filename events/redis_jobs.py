@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from events import client as clients
 from events import keys, limits
-from events.errors import InvalidInput, Unavailable
+from events.errors import Unavailable
 from events.job_ports import (
     DUPLICATE,
     FINISHED,
@@ -116,7 +116,7 @@ class RedisJobs:
             case b"closed":
                 raise clients.closed(int(answer[1]) / 1000)
             case _:
-                raise _other_layout(answer[1])
+                raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
 
     def life(self) -> str:
         return clients.server_life(self._client)
@@ -244,13 +244,6 @@ def _reply(answer: Sequence[Any]) -> RawReport:
             pairs = zip(answer[1::2], answer[2::2], strict=True)
             return OtherOutcome(tuple((int(rank), bytes(reason).decode(errors="replace")) for rank, reason in pairs))
         case "layout":
-            raise _other_layout(answer[1])
+            raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
         case _:
             raise Unavailable(f"finish_transfer.lua gave an answer this release does not know: {tag!r:.80}")
-
-
-def _other_layout(found: Any) -> InvalidInput:
-    return InvalidInput(
-        f"the index has key layout {bytes(found)!r}, this release speaks {keys.LAYOUT!r}: start the worker of the release "
-        "that wrote it"
-    )

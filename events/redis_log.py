@@ -35,6 +35,7 @@ from events.ports import (
     Trimmed,
 )
 from events.redis_jobs import RedisJobs
+from events.redis_layout import RedisLayout
 from events.redis_snapshots import RedisSnapshots
 from events.script import Script
 from events.stream_entry import meta_of, stored_records
@@ -136,7 +137,7 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         if layout is not None and layout.decode() != keys.LAYOUT:
-            raise _other_layout(layout)
+            raise clients.other_layout(layout, keys.LAYOUT)
         if position is None:
             if oldest:
                 raise CorruptState(f"{self._keys.log} has entries but {self._keys.head} is gone")
@@ -171,6 +172,10 @@ class RedisBackend:
 
     def jobs(self, index: str) -> RedisJobs:
         return RedisJobs(self._client, index)
+
+    def layout(self, index: str) -> RedisLayout:
+        """How the keys of an index are laid out; for `statecore migrate`."""
+        return RedisLayout(self._client, index)
 
     def indexes(self) -> tuple[str, ...]:
         """Walks the keyspace page by page: for operators, not for engines."""
@@ -216,13 +221,6 @@ def _reply(answer: Sequence[Any]) -> RawReply:
         case b"diverged":
             return Diverged(int(answer[1]), bytes(answer[2]).decode())
         case b"layout":
-            raise _other_layout(bytes(answer[1]))
+            raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
         case _:
             raise ValueError(f"an answer this release does not know: {tag!r:.80}")
-
-
-def _other_layout(found: bytes) -> InvalidInput:
-    return InvalidInput(
-        f"the index has key layout {found.decode(errors='replace')!r}, this release speaks {keys.LAYOUT!r}: "
-        "use the release that wrote it, or migrate"
-    )

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from events import client as clients
 from events import keys
-from events.errors import CorruptState, InvalidInput
+from events.errors import CorruptState
 from events.ports import SnapshotPointer
 from events.script import Script
 from events.transport import NotPublished, Published, PublishReply
@@ -87,7 +87,7 @@ def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
         case b"diverged":
             return NotPublished(f"the log does not hold commit {pointer.commit_id!r} at position {pointer.position}")
         case b"layout":
-            raise InvalidInput(f"the index has key layout {bytes(answer[1])!r}, this release speaks {keys.LAYOUT!r}")
+            raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
         case _:
             raise CorruptState(f"publish_snapshot.lua gave an answer this release does not know: {tag!r:.80}")
 

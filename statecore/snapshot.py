@@ -10,7 +10,7 @@ children), so that a snapshot cannot bring a wrong count into a state.
     checksum                BLAKE2b, 16 bytes, of all before it
 
 Nodes stand parents first, copies in the order of nodes. Nothing in it is executed; every length is checked before it is
-believed.
+believed. What an older release wrote is lifted to today's shape first (`migrations/`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import orjson
 
 from events.errors import CorruptState, NewerSchema
 from events.facts import BLOCK_HASH_BYTES, BlockRanges, SendStarted, TransferStarted
+from migrations import snapshots as old_snapshots
+from migrations.chain import Misshapen
 from statecore import ranges
 from statecore.blockset import BlockSet
 from statecore.digest import digest
@@ -77,6 +79,8 @@ _ENGINE_FIELDS: Final = (
     "matched_tokens", "host_tokens", "transfers", "memory_survives",
 )  # fmt: skip
 
+assert old_snapshots.SCHEMA == SNAPSHOT_SCHEMA, f"migrations of snapshots end at schema {old_snapshots.SCHEMA}"
+
 
 def encode(state: State) -> bytes:
     """The state at its position; not while a step is in progress. Its digest is in the header."""
@@ -120,7 +124,11 @@ def decode(data: bytes) -> State:
     """
     header, columns, hashes = _unpacked(data)
     try:
+        if header["schema"] != SNAPSHOT_SCHEMA:
+            header = old_snapshots.upcast(header, header["schema"])
         return _restored(header, columns, hashes)
+    except Misshapen as misshapen:
+        raise CorruptState(f"snapshot is not of schema {header['schema']}: {misshapen}") from None
     except (KeyError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as error:
         raise CorruptState(f"snapshot does not hold together ({type(error).__name__}: {error!s:.200})") from error
 
@@ -197,12 +205,12 @@ def _unpacked(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]],
         schema, lengths = header["schema"], header["lengths"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise CorruptState(f"snapshot has no readable header: {error!s:.200}") from error
-    if schema != SNAPSHOT_SCHEMA:
-        if isinstance(schema, int) and schema > SNAPSHOT_SCHEMA:
-            raise NewerSchema(
-                f"snapshot has schema {schema}, this release reads up to {SNAPSHOT_SCHEMA}: upgrade statecore"
-            )
+    if type(schema) is not int or schema < 1:
         raise CorruptState(f"snapshot has schema {schema!r:.80}; schemas are numbered from 1")
+    if schema > SNAPSHOT_SCHEMA:
+        raise NewerSchema(
+            f"snapshot has schema {schema}, this release reads up to {SNAPSHOT_SCHEMA}: upgrade statecore"
+        )
     offset = start + length
     columns = {}
     if len(lengths) != len(_COLUMNS):

@@ -100,6 +100,7 @@ _COMMANDS: Final = {
     "verify": Lazy("ops.cli.verify:command", "Prove that a log is whole and its state sound."),
     "export": Lazy("ops.cli.export_log:command", "Copy a log into a file."),
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),
+    "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),
     "worker": Lazy("ops.worker_command:command", "Move the blocks of one rank between GPU and host memory."),

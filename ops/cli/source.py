@@ -164,6 +164,11 @@ def open_connection(where: Where) -> Iterator[LogConnection]:
 
 
 def _live_source(connection: LogConnection, where: Where) -> LiveSource:
+    return LiveSource(connection.log(chosen_index(connection, where), follow=False), connection.url)
+
+
+def chosen_index(connection: LogConnection, where: Where) -> str:
+    """The index the user means, of those on a server."""
     known = connection.indexes()
     name = where.index or os.environ.get(INDEX_VARIABLE) or None
     if not known:
@@ -174,7 +179,7 @@ def _live_source(connection: LogConnection, where: Where) -> LiveSource:
         name = known[0]
     if name not in known:
         raise InvalidInput(f"there is no index {name!r} at {connection.url}; there are: {_few(known)}")
-    return LiveSource(connection.log(name, follow=False), connection.url)
+    return name
 
 
 def _few(names: tuple[str, ...], most: int = 20) -> str:

@@ -64,17 +64,24 @@ def test_a_recorded_log_is_sound_and_can_be_read_and_imported(server: str, name:
     assert statecore("replay", "--url", server, "--index", name, "--digest").stdout == of_file
 
 
+def as_schema_1_wrote(fact: list[object]) -> list[object]:
+    """Without the fields that were added since."""
+    return fact[: {"EngineJoined": 6, "EngineLost": 3}.get(str(fact[0]))]
+
+
 def test_the_number_of_the_schema_is_no_part_of_the_state(
     story: Story, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log of the last release that has nothing new in it would lead elsewhere than the same log of this one."""
+    today = codec._fact_to_json
     lines = [orjson.loads(line) for line in exported.read_bytes().splitlines()]
     entries = [decode(stored) for stored in ExportFile.open(exported).records(0, story.end)]
     with monkeypatch.context() as before:
         before.setattr(codec, "SCHEMA", 1)
+        before.setattr(codec, "_fact_to_json", lambda fact, hashes: as_schema_1_wrote(today(fact, hashes)))
         for line, entry in zip(lines[1:-1], entries, strict=True):
             record = encode(Commit(entry.id, entry.engine, entry.session, entry.facts, (), ()), entry.at_ms)
-            line.update(schema=record.schema, checksum=record.checksum)
+            line.update(schema=1, body=record.body.decode(), checksum=record.checksum)
     whole = b"".join(orjson.dumps(line) + b"\n" for line in lines[:-1])
     lines[-1]["checksum"] = hashlib.blake2b(whole, digest_size=16).hexdigest()
     file = tmp_path / "older.jsonl"

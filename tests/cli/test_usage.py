@@ -18,7 +18,7 @@ from ops.cli.group import CommandLine, Lazy, LazyGroup
 from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
-COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "demo", "bench", "worker", "keeper")
+COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "migrate", "demo", "bench", "worker", "keeper")
 ELSEWHERE = ("demo", "bench", "worker", "keeper")
 OURS = (
     *(["log"], ["replay"], ["inspect"], ["verify"], ["export"], ["import"]),
