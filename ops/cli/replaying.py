@@ -12,6 +12,7 @@ from typing import TypeAlias
 from events.errors import CorruptState
 from events.facts import EngineJoined
 from events.ports import Entry
+from ops.cli.keeper import is_by_keeper, require_keepers_right
 from ops.cli.output import progress
 from ops.cli.source import Source, entries
 from ops.cli.transfers import is_by_worker, require_workers_right
@@ -56,8 +57,11 @@ def require_sound(state: State) -> None:
 def require_fenced(state: State, entry: Entry) -> None:
     """Stop at an entry whose author's life was not the one going on: the fence let it pass.
 
-    Workers have no lives; what they may write is judged instead.
+    Workers and keepers have no lives; what they may write is judged instead.
     """
+    if is_by_keeper(entry):
+        require_keepers_right(entry)
+        return
     if is_by_worker(entry):
         require_workers_right(state, entry)
         return

@@ -15,7 +15,8 @@ from events.ports import Commit
 from ops.cli.export_file import ExportFile
 from tests.cli.scenario import Story, answer, statecore
 
-SCHEMA_1: Final = Path(__file__).with_name("recorded") / "schema-1.jsonl"
+HISTORIES: Final = Path(__file__).parents[1] / "histories"
+SCHEMA_1: Final = HISTORIES / "schema-1" / "log.jsonl"
 """The story of the two tiers, written by the last release of schema 1 (commit d67dd8d): `scenario.tell_tiers`."""
 
 THEN: Final[dict[str, Any]] = {
@@ -53,15 +54,19 @@ def test_a_recorded_log_leads_to_the_state_it_led_to() -> None:
     ]
 
 
-def test_a_recorded_log_is_sound_and_can_be_read_and_imported(server: str, name: str) -> None:
+@pytest.mark.parametrize("folder", sorted(HISTORIES.glob("schema-*")), ids=lambda folder: folder.name)
+def test_a_recorded_log_is_sound_and_can_be_read_and_imported(folder: Path, server: str, name: str) -> None:
     """The log of an incident would be worth nothing after an upgrade."""
-    assert statecore("verify", "--file", SCHEMA_1, "--every", 1).exit_code == 0
-    assert len(statecore("log", "--file", SCHEMA_1, "--json").stdout.splitlines()) == 23
-    imported = statecore("import", SCHEMA_1, "--url", server, "--index", name)
+    file = folder / "log.jsonl"
+    end = ExportFile.open(file).head.position
+    assert statecore("verify", "--file", file, "--every", 1).exit_code == 0
+    assert len(statecore("log", "--file", file, "--json").stdout.splitlines()) == end
+    imported = statecore("import", file, "--url", server, "--index", name)
 
     assert imported.exit_code == 0, imported.output
-    of_file = statecore("replay", "--file", SCHEMA_1, "--digest").stdout
+    of_file = statecore("replay", "--file", file, "--digest").stdout
     assert statecore("replay", "--url", server, "--index", name, "--digest").stdout == of_file
+    assert statecore("verify", "--url", server, "--index", name, "--every", 1).exit_code == 0
 
 
 def as_schema_1_wrote(fact: list[object]) -> list[object]:
