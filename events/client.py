@@ -192,11 +192,14 @@ def unknown(error: Exception, commit_id: str) -> Unavailable | CorruptState:
     return OutcomeUnknown(f"no reply to commit {commit_id}: {_text(error)}", commit_id)
 
 
-def server_life(client: redis.Redis) -> str:
-    """Which life of the server this is, as `lua/server_life.lua` says it."""
+def server_life(client: Client, key: str) -> str:
+    """Which life of the server that holds this key it is, as `lua/server_life.lua` says it."""
     try:
+        if isinstance(client, RedisCluster):
+            node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
+            return str(client.info("server", target_nodes=node).get("run_id", ""))
         return str(client.info("server").get("run_id", ""))
-    except (RedisError, OSError) as error:
+    except (RedisError, RedisClusterException, OSError) as error:
         if type(client).__module__.startswith("fakeredis"):
             return ""
         raise unavailable(error) from error

@@ -118,7 +118,7 @@ class RedisJobs:
                 raise _other_layout(answer[1])
 
     def life(self) -> str:
-        return clients.server_life(self._client)
+        return clients.server_life(self._client, self._keys.head)
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         record = report.record

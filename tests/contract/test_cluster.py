@@ -86,8 +86,9 @@ def test_jobs(connection: LogConnection, index_name: str) -> None:
     log = index_with(connection, index_name, job(ranks=2))
     first, second = (worker(connection, index_name, rank, 2) for rank in (0, 1))
     first.enter()
+    second.enter()
     assert first.beat("ready")
-    assert [beat is not None for beat in second.alive()] == [True, False]
+    assert all(second.alive())
     assert connection.doorbell(index_name).ringing("gpu:e0") == {"e0:0"}
 
     first.finish(taken(first), ok=True)
@@ -96,7 +97,22 @@ def test_jobs(connection: LogConnection, index_name: str) -> None:
     assert [fact.ok for fact in finishes(log)] == [True]
     assert second.take(0.05) is None
     first.leave()
-    assert first.alive() == (None, None)
+    assert first.alive()[0] is None
+
+
+def test_the_life_of_the_right_node(cluster: Cluster, connection: LogConnection, index_name: str) -> None:
+    """Otherwise a worker would compare its log's server with another node, and never be believed.
+
+    Given indexes on every node, when workers ask for the life of their server, then it is that of the node which holds the
+    index.
+    """
+    lives = []
+    for node in cluster.nodes:
+        name = index_at(cluster, node, index_name)
+        filled(connection.log(name, follow=False), 1)
+        lives.append(worker(connection, name)._transport.life())
+
+    assert lives == [node.client().info("server")["run_id"] for node in cluster.nodes]
 
 
 def test_one_index_one_slot(cluster: Cluster, connection: LogConnection, index_name: str) -> None:
