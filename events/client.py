@@ -42,7 +42,7 @@ _REMEDIES: Final = {
     "BUSY": "the server runs a long script: wait, or find who sent it",
     "NOAUTH": "the server wants a password: put it into the URL, redis://:password@host",
     "WRONGPASS": "user name or password are wrong",
-    "NOPERM": "this user may not run a command we need: see ops/ for the rights",
+    "NOPERM": "this user may not run a command we need: see ops/acl/ for the rights",
     "CLUSTERDOWN": "the cluster has no quorum",
     "MASTERDOWN": "the replica has lost its primary",
     "TRYAGAIN": "the cluster is moving this slot: wait",
