@@ -6,8 +6,10 @@ as it is shipped. A server keeps a list of what it refused; after each job that 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -15,15 +17,15 @@ from typing import Any, Final
 import pytest
 import redis
 
-from events import connect
+from events import connect, limits
 from events.errors import Unavailable
+from events.job_ports import Delivery
 from events.keys import IndexKeys
-from statecore import CacheIndex
+from statecore import CacheIndex, restoring
+from tests.security.everyday import a_keeper, engines_and_workers, hurried
 from tests.security.roles import ROLES, GuardedServer
 from tests.servers import binary_of
-from tests.workers.fleet import GPU_BLOCKS, RANKS, WAIT_S, Fleet, prompt
-from workers.launcher import launch_workers, stop_workers
-from workers.stores import StoreSettings
+from tests.workers.fleet import Fleet, prompt
 
 KINDS: Final = [kind for kind in ("embedded", "system") if binary_of(kind)]
 INDEX: Final = "guarded-index"
@@ -59,29 +61,62 @@ def test_an_engine_and_its_workers(guarded: GuardedServer, fleet: Fleet) -> None
     Given engines and workers with their roles' rights, when a prompt is computed, swapped out, swapped in by a neighbour,
     a life ends and another begins, then all of it works, and the server has refused nothing.
     """
-    first, second = fleet.engine("engine-0"), fleet.engine("engine-1")
-    launched = [
-        launch_workers(
-            guarded.url("worker"), fleet.index, engine.gpu_pool, RANKS, StoreSettings(), log_folder=fleet.folder
-        )
-        for engine in (first, second)
-    ]
-    fleet.workers += [worker for workers in launched for worker in workers]
-    hashes = prompt("a", GPU_BLOCKS)
-    fleet.compute(first, "a", hashes)
-    fleet.compute(first, "b", prompt("b", GPU_BLOCKS))
-    second.refresh()
-    match = second.match("again", hashes=hashes)
-    for transfer in match.waits_for:
-        assert second.wait(transfer, WAIT_S).done
-    fleet.check(second.gpu_pool, second.table("again"), hashes)
-    second.release("again")
-    first.rejoin()
-    first.match("c", hashes=prompt("c", 2))
-    first.release("c")
-    stop_workers(fleet.workers)
-    second.leave()
+    engines_and_workers(fleet, guarded.url("worker"))
 
+    assert told(guarded) == set()
+
+
+def test_a_keeper(guarded: GuardedServer, monkeypatch: pytest.MonkeyPatch, index_name: str) -> None:
+    """Otherwise a dead engine's blocks would stay lost, and the log would grow for ever, for want of a right.
+
+    Given an engine that died with a job that was lost, when a keeper with its role's rights takes its turns, then it
+    declares the engine lost, rings the job again, publishes snapshots and trims the log; an engine joins behind the trim,
+    a reader reads it, and the server has refused nothing.
+    """
+    hurried(monkeypatch)
+
+    totals = a_keeper(guarded.url("engine"), guarded.url("keeper"), guarded.admin(), index_name)
+
+    assert (totals.deposed, totals.rung, totals.published) == (1, 1, 2)
+    with connect(guarded.url("keeper")) as connection:
+        assert connection.log(index_name, follow=False).head().first > 1
+    with connect(guarded.url("engine")) as connection:
+        CacheIndex(connection, name=index_name, engine="engine-0", gpu_blocks=4, cpu_blocks=8, block_size=4).leave()
+    with connect(guarded.url("reader")) as connection:
+        assert restoring.up_to_date(connection.log(index_name, follow=False)).state.position > 0
+    assert told(guarded) == set()
+
+
+def test_after_a_new_life_of_the_server(
+    guarded: GuardedServer, monkeypatch: pytest.MonkeyPatch, index_name: str
+) -> None:
+    """Otherwise engines and workers could not close the log after a restart, for want of a right, and would stop there.
+
+    Given a log last written in another life of its server, when an engine commits and a worker takes a job, then the log
+    is closed and opens again, and the server has refused nothing.
+    """
+    monkeypatch.setattr(limits, "BARRIER_S", 0.3)
+    head = IndexKeys.of(index_name).head
+    with connect(guarded.url("engine")) as engines, connect(guarded.url("worker")) as workers:
+        engine = CacheIndex(engines, name=index_name, engine="engine-0", gpu_blocks=4, cpu_blocks=8, block_size=4)
+        for name in ("a", "b"):
+            engine.match(name, hashes=prompt(name, 4))
+            if engine.allocate(name, 4).blocks:
+                engine.extend(name, ready=True)
+                engine.release(name)
+        jobs = workers.jobs(index_name, engine.gpu_pool, 0, 1, "w")
+        jobs.enter()
+        guarded.admin().hset(head, "life", "another")
+
+        closed = time.monotonic() + 10.0
+        delivery = None
+        while delivery is None and time.monotonic() < closed:
+            with contextlib.suppress(Unavailable):
+                delivery = jobs.take(0.1)
+        assert isinstance(delivery, Delivery)
+        engine.release("b")
+        jobs.finish(delivery, ok=True)
+        assert guarded.admin().hget(head, "life") != b"another"
     assert told(guarded) == set()
 
 
