@@ -1,7 +1,7 @@
 """Ways to damage what is stored, by accident or with intent.
 
-Owns the mutators: of bytes (a bit flips, the end is missing, a piece is doubled or overwritten) and of JSON (a value of another
-type, a huge or negative number, a huge or missing list, a field more or less, depth). They know nothing of what they damage.
+Owns the mutators: of bytes (a bit flips, the end is missing, a piece is doubled or overwritten) and of JSON (a value of
+another type, a huge or negative number, a field more or less, depth). They know nothing of what they damage.
 """
 
 from __future__ import annotations
