@@ -235,7 +235,9 @@ def test_heartbeats(seed: int) -> None:
     if chance.random() < 0.3:
         body = mutations.of_bytes(body, chance)
     with contextlib.suppress(InvalidInput):
-        assert attrs.asdict(job_queue._heartbeat_of(body)) == orjson.loads(body)
+        beat = job_queue._heartbeat_of(body)
+        assert attrs.asdict(beat) == orjson.loads(body)
+        assert (type(beat.pid), type(beat.rank), type(beat.worker), type(beat.host)) == (int, int, str, str)
 
 
 @pytest.fixture(scope="module")
