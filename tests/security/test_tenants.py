@@ -8,8 +8,10 @@ from typing import Any, Final
 import pytest
 
 from events import connect
-from statecore import CacheIndex, ExtraKey
+from statecore import CacheIndex, ExtraKey, PrefixCacheManager
 from statecore.invariants import violations
+from tests.manager.given import BLOCK as BLOCK_OF_MANAGER
+from tests.manager.given import Place, cache, config, task
 
 PROMPT: Final = list(range(40))
 BLOCK: Final = 4
@@ -89,3 +91,23 @@ def test_another_block_of_an_image_only_changes_what_follows() -> None:
         cached(index, "first", {"extra": [ExtraKey(b"image-1", 16, 24)]})
 
         assert index.would_match(PROMPT, extra=[ExtraKey(b"image-2", 16, 24)]) == 16 // BLOCK
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(range(5), 2)))
+def test_the_same_task_at_a_manager(one: int, other: int) -> None:
+    """Otherwise FastDeploy's tenants would be served each other's blocks.
+
+    Given a task of one tenant and adapter that is cached, when the same prompt comes with another, then nothing of it is a
+    hit; with its own, all of it is.
+    """
+    tasks: list[dict[str, Any]] = [
+        {}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"cache_salt": "a", "lora_id": "l"}, {"lora_id": "a"},
+    ]  # fmt: skip
+    with connect("memory://") as connection:
+        place = Place(connection, "i", {"STATECORE_ENGINE": "e0"})
+        with PrefixCacheManager(config(num_gpu_blocks=64), 1, surroundings=place) as manager:
+            cache(manager, PROMPT, "first", **tasks[one])
+            _, theirs, _ = manager.request_match_blocks(task("second", PROMPT, **tasks[other]), BLOCK_OF_MANAGER)
+            _, mine, _ = manager.request_match_blocks(task("third", PROMPT, **tasks[one]), BLOCK_OF_MANAGER)
+
+            assert (theirs, mine >= len(PROMPT) - BLOCK_OF_MANAGER) == (0, True)
