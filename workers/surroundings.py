@@ -5,7 +5,7 @@ point group `statecore.surroundings`, because statecore may import neither this 
 
 | variable                 | means                                                                                        |
 |--------------------------|----------------------------------------------------------------------------------------------|
-| `STATECORE_URL`          | where the log is: redis://, rediss://, unix://, embedded:///folder; not set: in memory       |
+| `STATECORE_URL`          | where the log is: any URL of `events/connect.py`; not set: in memory                         |
 | `STATECORE_STORE`        | what holds the bytes (`workers/stores.py`); not set: numpy                                   |
 | `STATECORE_METRICS_PORT` | serve the metrics for Prometheus on this port of loopback; 0: any; not set: nowhere          |
 """

@@ -56,7 +56,7 @@ def source_options(*, file: bool) -> Callable[[Callable[..., None]], Callable[..
         return click.option(
             "--url",
             metavar="URL",
-            help=f"Server: redis://, rediss://, unix:// or embedded:///folder.  [env: {URL_VARIABLE}]",
+            help=f"Server: redis://, unix://, redis+cluster://, redis+sentinel://, embedded://folder.  [env: {URL_VARIABLE}]",
         )(wrapped)
 
     return decorate
