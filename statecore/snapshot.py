@@ -128,7 +128,7 @@ def decode(data: bytes) -> State:
     try:
         state = _restored(header, columns, hashes)
         broken = violations(state)
-    except (KeyError, TypeError, ValueError, IndexError, AssertionError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AssertionError, AttributeError, StopIteration) as error:
         raise CorruptState(f"snapshot does not hold together ({type(error).__name__}: {error!s:.200})") from error
     if broken:
         raise CorruptState(f"snapshot does not hold together: {'; '.join(broken[:3]):.300}")

@@ -129,10 +129,8 @@ def test_a_reader(guarded: GuardedServer) -> None:
     for command in (
         ["log"],
         ["verify"],
-        ["inspect", "pools"],
         ["inspect", "transfers"],
         ["replay", "--digest"],
-        ["log", "--json"],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "ops.cli", *command, "--url", guarded.url("reader"), "--index", INDEX],
