@@ -24,8 +24,10 @@ from statecore import CacheIndex
 from tests.contract.commits import BIRTH, commit, filled, ids
 from tests.contract.test_read import Seen
 from tests.jobs.given import finishes, index_with, job, taken, worker
+from tests.security.everyday import a_keeper, engines_and_workers, hurried
 from tests.servers import LOOPBACK, Fault, Proxy, RedisServer, binary_of, commits, healthy
 from tests.topologies import Cluster, eventually
+from tests.workers.fleet import Fleet
 
 KINDS = [kind for kind in ("embedded", "system") if binary_of(kind)]
 
@@ -156,6 +158,25 @@ def test_two_engines_share_an_index(cluster: Cluster, index_name: str) -> None:
         assert a.digest() == b.digest()
 
 
+def test_engines_workers_and_a_keeper(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_name: str
+) -> None:
+    """Otherwise the parts would each speak to a cluster, and the whole would not run on one.
+
+    Given real workers, when a prompt is computed, swapped out, swapped in by a neighbour; and when an engine dies under a
+    keeper, then every byte is right, the engine is declared lost, its job rung, snapshots published and the log trimmed.
+    """
+    hurried(monkeypatch)
+    fleet = Fleet(cluster.url, tmp_path)
+    try:
+        engines_and_workers(fleet, cluster.url)
+    finally:
+        fleet.close()
+    with contextlib.closing(build_client(cluster.url)) as admin:
+        totals = a_keeper(cluster.url, cluster.url, admin, index_name)
+    assert (totals.deposed, totals.rung, totals.published) == (1, 1, 2)
+
+
 # --- what a cluster can do to us ------------------------------------------------------------------------------------
 
 
@@ -194,6 +215,33 @@ def test_a_slot_moves(cluster: Cluster, index_name: str, monkeypatch: pytest.Mon
 def finish_move(cluster: Cluster, slot: int, source: RedisServer, target: RedisServer) -> None:
     cluster.move_keys(slot, source, target)
     cluster.end_move(slot, source, target)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_slot_that_nobody_serves_for_a_while(cluster: Cluster, index_name: str) -> None:
+    """Otherwise an operator's slip would be for ever: the library looks anew only after it has sent something.
+
+    Given a log whose slot is taken from its node, when appended to, several times, then Unavailable, and nothing unknown;
+    when the slot is served again, then the log goes on.
+    """
+    name = index_at(cluster, cluster.nodes[0], index_name)
+    slot = cluster.slot(IndexKeys.of(name).log)
+    with connect(cluster.url) as connection:
+        log = connection.log(name, follow=False)
+        filled(log, 2)
+        for node in cluster.nodes:
+            node.client().execute_command("CLUSTER", "DELSLOTS", slot)
+        try:
+            for _ in range(3):
+                with pytest.raises(Unavailable, match="quorum") as refused:
+                    log._append_once(commit("c3"), Base(2, "c2"), log._record_of(commit("c3")))
+                assert not isinstance(refused.value, OutcomeUnknown)
+                assert not refused.value.lasting
+        finally:
+            cluster.nodes[0].client().execute_command("CLUSTER", "ADDSLOTS", slot)
+            cluster.end_move(slot, cluster.nodes[0], cluster.nodes[0])
+        eventually(lambda: _tried(log, commit("c3"), Base(2, "c2")), "the slot is served again")
+        assert ids(log.read(0)) == ["c1", "c2", "c3"]
 
 
 @pytest.mark.usefixtures("impatient")
