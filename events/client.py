@@ -25,7 +25,7 @@ from events.errors import CorruptState, InvalidInput, OutcomeUnknown, Unavailabl
 from events.sentinel_client import PrimaryClient
 from events.server_url import CLUSTER, ServerUrl, server_url, without_password
 
-Client: TypeAlias = redis.Redis | RedisCluster
+Client: TypeAlias = redis.Redis | ClusterClient
 """What the transports speak to. Both take the same calls; all keys of an index lie in one slot."""
 
 VERSION_MIN: Final = (6, 2)
@@ -80,17 +80,24 @@ def build_client(url: str) -> Client:
     try:
         if group is None:
             client = redis.Redis.from_url(url, **_settings())
-            pool = client.connection_pool
-            pool.connection_class(**pool.connection_kwargs)  # refuses an option it does not know, before its first use
+            _check_options(client.connection_pool.connection_class, client.connection_pool.connection_kwargs)
             return client
-        (redis.SSLConnection if group.tls else redis.Connection)(**{**_settings(), **group.settings})
+        for settings in (group.settings, group.sentinel_settings):
+            _check_options(redis.SSLConnection if group.tls else redis.Connection, {**_settings(), **settings})
     except (ValueError, TypeError) as error:
-        reason = f": {error}" if isinstance(error, TypeError) else ""
+        reason = "" if isinstance(error, ValueError) else f": {error}"
         raise InvalidInput(
             f"{without_password(url)!r} is not a Redis URL (scheme://[user[:password]@]host[:port][/db]; special "
             f"characters in a password are written as %XX){reason}"
         ) from None
     return _cluster(group) if group.kind == CLUSTER else _primary(group)
+
+
+def _check_options(connection_class: type[redis.Connection], settings: dict[str, Any]) -> None:
+    """An option of a URL that no connection knows is refused here, and not at its first use; retries are not optional."""
+    if not isinstance(settings["retry"], Retry):
+        raise TypeError("retry= is no option: whoever knows what a command does repeats it")
+    connection_class(**settings)
 
 
 def _settings() -> dict[str, Any]:
@@ -142,12 +149,12 @@ def check_server(client: Client) -> None:
         InvalidInput: the client decodes replies, or the server is too old, evicts keys, or is a replica.
         Unavailable: it cannot be reached.
     """
-    if not isinstance(client, redis.Redis | RedisCluster):
-        raise InvalidInput(f"client= takes a redis.Redis or a RedisCluster, not {type(client).__name__}")
+    if not isinstance(client, redis.Redis | ClusterClient):
+        raise _no_client(client)
     if client.get_encoder().decode_responses:
         raise InvalidInput("the client decodes replies (decode_responses=True): entries are binary, build it without")
     try:
-        found = client.info(target_nodes=RedisCluster.PRIMARIES) if isinstance(client, RedisCluster) else client.info()
+        found = client.info(target_nodes=client.PRIMARIES) if isinstance(client, ClusterClient) else client.info()
     except (RedisError, RedisClusterException, OSError) as error:
         if type(client).__module__.startswith("fakeredis"):
             return
@@ -160,6 +167,11 @@ def check_server(client: Client) -> None:
     nodes = found if found and all(isinstance(value, dict) for value in found.values()) else {"": found}
     for name, info in nodes.items():
         _check_node(f"the server {name}" if name else "the server", info)
+
+
+def _no_client(given: object) -> InvalidInput:
+    hint = "; for a cluster give its URL, redis+cluster://host:port" if isinstance(given, RedisCluster) else ""
+    return InvalidInput(f"client= takes a redis.Redis, not {type(given).__name__}{hint}")
 
 
 def _check_node(who: str, info: dict[str, Any]) -> None:
@@ -195,7 +207,7 @@ def unknown(error: Exception, commit_id: str) -> Unavailable | CorruptState:
 def server_life(client: Client, key: str) -> str:
     """Which life of the server that holds this key it is, as `lua/server_life.lua` says it."""
     try:
-        if isinstance(client, RedisCluster):
+        if isinstance(client, ClusterClient):
             node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
             return str(client.info("server", target_nodes=node).get("run_id", ""))
         return str(client.info("server").get("run_id", ""))

@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
-from events.client import Client, build_client, check_server
+import redis
+
+from events.client import build_client, check_server
 from events.embedded import EmbeddedRedis
 from events.errors import InvalidInput
 from events.log import LogConnection
@@ -26,7 +28,7 @@ _REDIS_SCHEMES = (
 )
 
 
-def connect(url: str | None = None, *, client: Client | None = None) -> LogConnection:
+def connect(url: str | None = None, *, client: redis.Redis | None = None) -> LogConnection:
     """Open the place where logs are. Give a URL, or a client you built (fakeredis, special TLS).
 
     Raises:

@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+import redis
 
 from events import connect, limits
 from events.client import build_client
@@ -300,6 +302,18 @@ def test_a_single_server_is_no_cluster(server: RedisServer) -> None:
     """
     with pytest.raises(InvalidInput, match="use redis://"):
         connect(server.url.replace("redis://", "redis+cluster://"))
+
+
+def test_a_cluster_client_of_the_librarys(cluster: Cluster) -> None:
+    """Otherwise its retries and its errors, which are none of redis-py's own hierarchy, would come in by the side door.
+
+    Given the library's cluster client, when connecting with it, then InvalidInput names the URL to use.
+    """
+    with (
+        contextlib.closing(redis.RedisCluster(*cluster.nodes[0].address)) as client,
+        pytest.raises(InvalidInput, match=r"redis\+cluster://"),
+    ):
+        connect(client=cast("redis.Redis", client))
 
 
 def test_one_node_that_evicts(cluster: Cluster) -> None:

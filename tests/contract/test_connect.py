@@ -165,6 +165,17 @@ def test_a_connection_does_not_show_its_password(server: RedisServer, form: str)
         assert SECRET not in connection.url
 
 
+@pytest.mark.parametrize("scheme", ["redis://{}", "rediss://{}", "redis+cluster://{}", "redis+sentinel://{}/service"])
+@pytest.mark.parametrize("option", ["nonsense=1", "retry=5", "socket_timeout=soon", "protocol=two"])
+def test_an_option_that_is_none(scheme: str, option: str) -> None:
+    """Otherwise a typing error in a URL would end in a traceback, at the first use of a connection.
+
+    Given a URL with an option that does not exist, or a value that is none, when connecting, then InvalidInput.
+    """
+    with pytest.raises(InvalidInput, match=r"is not a Redis URL|is not of the form"):
+        connect(f"{scheme.format('127.0.0.1:1')}?{option}")
+
+
 # --- clients the user built -----------------------------------------------------------------------------------------
 
 
