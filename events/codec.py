@@ -84,6 +84,8 @@ def decode(stored: StoredRecord) -> Entry:
             f"log entry is damaged: checksum {checksum}, entry says {record.checksum}", position=position
         )
     try:
+        if len(record.body) + len(record.hashes) > COMMIT_BYTES_MAX:
+            raise _Refused(f"{len(record.body) + len(record.hashes)} bytes, a commit holds at most {COMMIT_BYTES_MAX}")
         engine, session = _author(record.author)
         facts = _facts_from_json(record.body, record.hashes, record.schema)
     except _Refused as refused:

@@ -1,8 +1,10 @@
-"""Opening the place where logs are: one function, five kinds of URL.
+"""Opening the place where logs are: one function, seven kinds of URL.
 
 | URL                            | log                                                                           |
 |--------------------------------|-------------------------------------------------------------------------------|
 | redis://  rediss://  unix://   | a Redis or Valkey >= 6.2 that somebody runs                                    |
+| redis+cluster://host,host      | a Redis Cluster; an index lies on one of its nodes (`server_url.py`)           |
+| redis+sentinel://host/service  | the primary that Sentinels name, whichever it is at the moment                 |
 | embedded://                    | a redis-server of this process's own, in a temporary folder                   |
 | embedded:///some/folder        | the same over a folder that stays; other processes may open it too            |
 | memory://                      | the memory of this process; share the returned connection between its engines |
@@ -12,18 +14,22 @@ from __future__ import annotations
 
 import redis
 
-from events.client import build_client, check_server, without_password
+from events.client import build_client, check_server
 from events.embedded import EmbeddedRedis
 from events.errors import InvalidInput
 from events.log import LogConnection
 from events.memory import MemoryBackend
 from events.redis_log import RedisBackend
+from events.server_url import without_password
 
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_REDIS_SCHEMES = (
+    *("redis", "rediss", "unix"),
+    *("redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"),
+)
 
 
 def connect(url: str | None = None, *, client: redis.Redis | None = None) -> LogConnection:
-    """Open the place where logs are. Give a URL, or a client you built (fakeredis, Sentinel, special TLS).
+    """Open the place where logs are. Give a URL, or a client you built (fakeredis, special TLS).
 
     Raises:
         InvalidInput: the URL is none of the table above, or the server may not hold a log (too old, evicts, replica).
@@ -53,7 +59,8 @@ def connect(url: str | None = None, *, client: redis.Redis | None = None) -> Log
         check_server(built)
         return LogConnection(RedisBackend(built, owned=True), url=without_password(url))
     raise InvalidInput(
-        f"{without_password(url)!r} is no log: use redis://, rediss://, unix://, embedded://[folder] or memory://"
+        f"{without_password(url)!r} is no log: use redis://, rediss://, unix://, redis+cluster://, "
+        "redis+sentinel://, embedded://[folder] or memory://"
     )
 
 

@@ -12,10 +12,10 @@ import threading
 from collections import deque
 from typing import Any, cast
 
-import redis
 from redis.exceptions import RedisError
 
 from events import keys, limits
+from events.client import Client
 from events.ports import StoredRecord
 from events.stream_entry import position_in, stored_records
 
@@ -23,7 +23,7 @@ from events.stream_entry import position_in, stored_records
 class RedisFollower:
     """Implements `events.transport.Follower`. The thread is a daemon: a process may end while it waits."""
 
-    def __init__(self, client: redis.Redis, log_key: str, after: int) -> None:
+    def __init__(self, client: Client, log_key: str, after: int) -> None:
         self._client = client
         self._log_key = log_key
         self._after = after

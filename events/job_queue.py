@@ -21,6 +21,7 @@ import os
 import secrets
 import socket
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,9 @@ from events.ports import BIRTH, Base, Commit, Job, Record
 
 _RECORDS_MAX: Final = 4
 """Records made for one report: for success, then for what the others say. Their first word counts, so it settles."""
+
+
+_KINDS: Final = tuple(typing.get_type_hints(Heartbeat)[field.name] for field in attrs.fields(Heartbeat))
 
 
 class JobQueue:
@@ -279,7 +283,11 @@ def _joined(failures: tuple[tuple[int, str], ...]) -> str:
 
 
 def _heartbeat_of(body: bytes) -> Heartbeat:
+    """InvalidInput: not what a worker of this release says."""
     try:
-        return Heartbeat(**orjson.loads(body))
+        found = Heartbeat(**orjson.loads(body))
     except (TypeError, orjson.JSONDecodeError):
-        raise InvalidInput(f"a worker's heartbeat of another release: {body!r:.200}") from None
+        found = None
+    if found is None or any(type(value) is not kind for value, kind in zip(attrs.astuple(found), _KINDS, strict=True)):
+        raise InvalidInput(f"a worker's heartbeat of another release: {body!r:.200}")
+    return found

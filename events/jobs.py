@@ -11,6 +11,7 @@ import orjson
 
 from events.errors import InvalidInput
 from events.facts import BlockRanges
+from events.limits import POOL_BLOCKS_MAX, RANKS_MAX
 
 
 @attrs.frozen
@@ -62,9 +63,9 @@ def decode_job(body: bytes) -> TransferJob:
             source_blocks=_blocks(plain["source_blocks"]),
             destination=_text(plain["destination"]),
             destination_blocks=_blocks(plain["destination_blocks"]),
-            ranks=_whole(plain["ranks"], least=1),
-            touches_ok=tuple(map(_text, plain["touches_ok"])),
-            touches_failed=tuple(map(_text, plain["touches_failed"])),
+            ranks=_whole(plain["ranks"], 1, RANKS_MAX),
+            touches_ok=_texts(plain["touches_ok"]),
+            touches_failed=_texts(plain["touches_failed"]),
         )
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"a job with a field that is not what it should be: {error}") from None
@@ -76,13 +77,19 @@ def _text(value: object) -> str:
     return value
 
 
-def _whole(value: object, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise TypeError(f"{value!r:.80} is not an integer from {least}")
+def _texts(value: object) -> tuple[str, ...]:
+    if type(value) is not list:
+        raise TypeError(f"{value!r:.80} is not a list of strings")
+    return tuple(map(_text, value))
+
+
+def _whole(value: object, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise TypeError(f"{value!r:.80} is not an integer from {least} to {most}")
     return value
 
 
 def _blocks(value: object) -> BlockRanges:
-    if not isinstance(value, list):
+    if type(value) is not list:
         raise TypeError(f"{value!r:.80} is not a list of block ranges")
-    return tuple((_whole(start, 0), _whole(count, 1)) for start, count in value)
+    return tuple((_whole(start, 0, POOL_BLOCKS_MAX), _whole(count, 1, POOL_BLOCKS_MAX)) for start, count in value)

@@ -102,6 +102,11 @@ class IndexKeys:
         )
 
 
+def is_key(word: str) -> bool:
+    """Whether this word of a command is one of our keys: names cannot hold a brace."""
+    return word.startswith("kv:{")
+
+
 def pool_scope(pool: str) -> str:
     """Field of `head` that holds the position of the last commit that touched this pool."""
     return f"pool:{pool}"

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-import redis
 from redis.exceptions import RedisError, ResponseError
 
 from events import client as clients
@@ -52,7 +51,7 @@ _EARLY_S: Final = 0.005
 class RedisJobs:
     """Implements `JobTransport` for one index on one server."""
 
-    def __init__(self, client: redis.Redis, index: str) -> None:
+    def __init__(self, client: clients.Client, index: str) -> None:
         self._client = client
         self._keys = keys.IndexKeys.of(index)
 
@@ -119,7 +118,7 @@ class RedisJobs:
                 raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
 
     def life(self) -> str:
-        return clients.server_life(self._client)
+        return clients.server_life(self._client, self._keys.head)
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         record = report.record

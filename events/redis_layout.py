@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final, cast
 
-import redis
 from redis.exceptions import RedisError
 
 from events import client as clients
@@ -27,7 +26,7 @@ assert layouts.LAYOUT == keys.LAYOUT, f"moves lead to layout {layouts.LAYOUT}, t
 class RedisLayout:
     """One index on one server. One attempt a call; each may raise `Unavailable`, and repeats are harmless."""
 
-    def __init__(self, client: redis.Redis, index: str) -> None:
+    def __init__(self, client: clients.Client, index: str) -> None:
         self._client = client
         self._keys = keys.IndexKeys.of(index)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
-import redis
 from redis.exceptions import RedisError
 
 from events import client as clients
@@ -49,7 +48,7 @@ _RENEW: Final = Script("renew_lease", "server_life", "continuity")
 class RedisTransport:
     """One index's log on one server."""
 
-    def __init__(self, client: redis.Redis, index: str) -> None:
+    def __init__(self, client: clients.Client, index: str) -> None:
         self._client = client
         self._keys = keys.IndexKeys.of(index)
         self.snapshots = RedisSnapshots(client, self._keys)
@@ -146,7 +145,7 @@ class RedisTransport:
         return Head(int(position), (commit_id or b"").decode(), first, (life or b"").decode())
 
     def wait(self, after: int, timeout_s: float) -> None:
-        theirs = self._client.connection_pool.connection_kwargs.get("socket_timeout") or limits.SOCKET_TIMEOUT_S
+        theirs = self._client.get_connection_kwargs().get("socket_timeout") or limits.SOCKET_TIMEOUT_S
         longest = max(1, int(min(timeout_s, limits.FOLLOW_BLOCK_S, theirs / 2) * 1000))  # it must end first (C5)
         try:
             self._client.xread({self._keys.log: keys.entry_id(after)}, count=1, block=longest)
@@ -163,7 +162,7 @@ class RedisTransport:
 class RedisBackend:
     """All indexes of one server or cluster. Closes the client only if it built it."""
 
-    def __init__(self, client: redis.Redis, *, owned: bool) -> None:
+    def __init__(self, client: clients.Client, *, owned: bool) -> None:
         self._client = client
         self._owned = owned
 

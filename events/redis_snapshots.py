@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-import redis
 from redis.exceptions import RedisError
 
 from events import client as clients
@@ -26,7 +25,7 @@ _FIELDS: Final = ("position", "commit", "digest", "schema", "blob", "bytes", "at
 class RedisSnapshots:
     """Implements `SnapshotTransport` for one index on one server."""
 
-    def __init__(self, client: redis.Redis, index: keys.IndexKeys) -> None:
+    def __init__(self, client: clients.Client, index: keys.IndexKeys) -> None:
         self._client = client
         self._keys = index
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-import redis
 from redis.exceptions import RedisError
 
-from events.client import is_missing_script
+from events.client import Client, is_missing_script
 
 
 class Script:
@@ -24,7 +23,7 @@ class Script:
         self._source = "".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in (*needs, name))
         self._digest = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
-    def run(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+    def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
         """One attempt; the library's errors come out as they are."""
         words = (len(keys), *keys, *arguments)
         try:

@@ -193,7 +193,7 @@ def _blocks_recycled(state: State, fact: BlocksRecycled) -> None:
         journal.call(held.remove, held.add, fact.blocks)
     else:
         request = engine.requests[fact.request]
-        left = ranges.without(request.private, set(ranges.ids(fact.blocks)))
+        left = ranges.without(request.private, fact.blocks)
         gone = ranges.count(request.private) - ranges.count(left)
         if gone != ranges.count(fact.blocks):
             raise CorruptState("blocks are recycled that the request does not have")

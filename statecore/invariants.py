@@ -151,7 +151,7 @@ def _send(state: State, send: Send) -> list[str]:
     where = f"send {send.id!r}"
     for owner, blocks, matters in (
         (send.engine, send.source_blocks, not send.cancelled),
-        (send.receiver, ranges.without(send.destination_blocks, set(ranges.ids(send.quarantine))), True),
+        (send.receiver, ranges.without(send.destination_blocks, send.quarantine), True),
     ):
         engine = state.engines.get(owner)
         if matters and (engine is None or (lost := not_owned(engine, blocks))):

@@ -6,6 +6,7 @@ block ids to an engine. Results are canonical: a range that continues its predec
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 from events.facts import BlockRanges
@@ -83,6 +84,29 @@ def merged(pairs: Iterable[tuple[int, int]]) -> BlockRanges:
     return tuple(result)
 
 
-def without(ranges: BlockRanges, removed: set[int]) -> BlockRanges:
-    """The ranges less some ids; for the rare giving back of single blocks."""
-    return of_ids(block for block in ids(ranges) if block not in removed)
+def without(ranges: BlockRanges, removed: Iterable[tuple[int, int]]) -> BlockRanges:
+    """The blocks that are not in `removed`, in their order. `removed` may come in any order, and overlap itself."""
+    gaps = _union(removed)
+    left: BlockRanges = NONE
+    for start, length in ranges:
+        at, end = start, start + length
+        for gap, gap_end in gaps[max(bisect_right(gaps, (start, start)) - 1, 0) :]:
+            if gap >= end:
+                break
+            if gap > at:
+                left = join(left, ((at, gap - at),))
+            at = max(at, gap_end)
+        if at < end:
+            left = join(left, ((at, end - at),))
+    return left
+
+
+def _union(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint (start, end) in order of id."""
+    united: list[tuple[int, int]] = []
+    for start, length in sorted(pairs):
+        if united and start <= united[-1][1]:
+            united[-1] = (united[-1][0], max(united[-1][1], start + length))
+        else:
+            united.append((start, start + length))
+    return united

@@ -96,7 +96,7 @@ def give_back(state: State, pool: Pool, blocks: BlockRanges) -> None:
             written = overlap(blocks, send.destination_blocks)
             if written:
                 state.journal.set(send, "quarantine", ranges.join(send.quarantine, written))
-                blocks = ranges.without(blocks, set(ranges.ids(written)))
+                blocks = ranges.without(blocks, written)
     state.journal.call(pool.free.add, pool.free.remove, blocks)
 
 
@@ -134,18 +134,15 @@ def given_up(state: State, pool: str, blocks: BlockRanges) -> list[TransferCance
 
 def overlap(first: BlockRanges, second: BlockRanges) -> BlockRanges:
     """Blocks that are in both, in the order of the first."""
-    common = set(ranges.ids(second)).intersection(ranges.ids(first))
-    return ranges.of_ids(block for block in ranges.ids(first) if block in common)
+    return ranges.without(first, ranges.without(first, second))
 
 
-def not_owned(engine: Engine, blocks: BlockRanges) -> tuple[int, ...]:
+def not_owned(engine: Engine, blocks: BlockRanges) -> BlockRanges:
     """Those of `blocks` that are neither in a table of the engine's requests nor held by itself."""
-    left = set(ranges.ids(blocks))
     held = engine.held.get(engine.gpu_pool)
-    if held is not None:
-        left.difference_update(ranges.ids(tuple(held)))
+    left = blocks if held is None else ranges.without(blocks, held)
     for request in engine.requests.values():
         if not left:
             break
-        left.difference_update(ranges.ids(request_table(request, engine.gpu_pool)))
-    return tuple(block for block in ranges.ids(blocks) if block in left)
+        left = ranges.without(left, request_table(request, engine.gpu_pool))
+    return left

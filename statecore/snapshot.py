@@ -10,14 +10,15 @@ children), so that a snapshot cannot bring a wrong count into a state.
     checksum                BLAKE2b, 16 bytes, of all before it
 
 Nodes stand parents first, copies in the order of nodes. Nothing in it is executed; every length is checked before it is
-believed. What an older release wrote is lifted to today's shape first (`migrations/`).
+believed, and the state it gives must hold every invariant and have the digest it was written with. What an older release
+wrote is lifted to today's shape first (`migrations/`).
 """
 
 from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -27,12 +28,15 @@ import orjson
 
 from events.errors import CorruptState, NewerSchema
 from events.facts import BLOCK_HASH_BYTES, BlockRanges, SendStarted, TransferStarted
+from events.limits import POOL_BLOCKS_MAX
 from migrations import snapshots as old_snapshots
 from migrations.chain import Misshapen
 from statecore import ranges
 from statecore.blockset import BlockSet
 from statecore.digest import digest
+from statecore.invariants import violations
 from statecore.sends import Send
+from statecore.snapshot_shape import check_columns, header_shape, mismatch
 from statecore.state import (
     ROOT_ID,
     Copy,
@@ -82,6 +86,9 @@ _ENGINE_FIELDS: Final = (
 assert old_snapshots.SCHEMA == SNAPSHOT_SCHEMA, f"migrations of snapshots end at schema {old_snapshots.SCHEMA}"
 
 
+_HEADER: Final = header_shape(_SCALARS, _ENGINE_FIELDS, len(_POOL_COUNTERS), len(_COLUMNS))
+
+
 def encode(state: State) -> bytes:
     """The state at its position; not while a step is in progress. Its digest is in the header."""
     names: dict[str, int] = {}
@@ -124,13 +131,15 @@ def decode(data: bytes) -> State:
     """
     header, columns, hashes = _unpacked(data)
     try:
-        if header["schema"] != SNAPSHOT_SCHEMA:
-            header = old_snapshots.upcast(header, header["schema"])
-        return _restored(header, columns, hashes)
-    except Misshapen as misshapen:
-        raise CorruptState(f"snapshot is not of schema {header['schema']}: {misshapen}") from None
-    except (KeyError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as error:
+        state = _restored(header, columns, hashes)
+        broken = violations(state)
+    except (KeyError, TypeError, ValueError, IndexError, AssertionError, AttributeError, StopIteration) as error:
         raise CorruptState(f"snapshot does not hold together ({type(error).__name__}: {error!s:.200})") from error
+    if broken:
+        raise CorruptState(f"snapshot does not hold together: {'; '.join(broken[:3]):.300}")
+    if (found := digest(state)) != header["digest"]:
+        raise CorruptState(f"snapshot gives a state of digest {found}, it was written of {header['digest']:.80}")
+    return state
 
 
 def header_of(data: bytes) -> dict[str, Any]:
@@ -202,7 +211,7 @@ def _unpacked(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]],
     (length,) = struct.unpack_from("<I", body, len(_MAGIC))
     try:
         header: dict[str, Any] = orjson.loads(body[start : start + length])
-        schema, lengths = header["schema"], header["lengths"]
+        schema = header["schema"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise CorruptState(f"snapshot has no readable header: {error!s:.200}") from error
     if type(schema) is not int or schema < 1:
@@ -211,13 +220,18 @@ def _unpacked(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]],
         raise NewerSchema(
             f"snapshot has schema {schema}, this release reads up to {SNAPSHOT_SCHEMA}: upgrade statecore"
         )
+    if schema < SNAPSHOT_SCHEMA:
+        try:
+            header = old_snapshots.upcast(header, schema)
+        except Misshapen as misshapen:
+            raise CorruptState(f"snapshot is not of schema {schema}: {misshapen}") from None
+    if wrong := mismatch(header, _HEADER):
+        raise CorruptState(f"snapshot's {wrong}")
     offset = start + length
     columns = {}
-    if len(lengths) != len(_COLUMNS):
-        raise CorruptState(f"snapshot has {len(lengths)} columns, schema {schema} has {len(_COLUMNS)}")
-    for (name, kind), count in zip(_COLUMNS, lengths, strict=True):
+    for (name, kind), count in zip(_COLUMNS, header["lengths"], strict=True):
         size = np.dtype(kind).itemsize * count
-        if count < 0 or offset + size > len(body):
+        if offset + size > len(body):
             raise CorruptState(f"snapshot ends within column {name}")
         columns[name] = np.frombuffer(body, dtype=kind, count=count, offset=offset)
         offset += size
@@ -233,6 +247,7 @@ def _restored(header: dict[str, Any], columns: dict[str, npt.NDArray[Any]], hash
         pool = state.pools[name] = Pool(name, tier, blocks)
         for counter, value in zip(_POOL_COUNTERS, counters, strict=True):
             setattr(pool, counter, value)
+    check_columns(columns, len(header["pools"]), len(header["names"]), state.next_node)
     _restore_nodes(state, columns, hashes, header["names"])
     for name, fields, window, held, requests in header["engines"]:
         _restore_engine(state, name, fields, window, held, requests)
@@ -240,8 +255,15 @@ def _restored(header: dict[str, Any], columns: dict[str, npt.NDArray[Any]], hash
         _restore_transfer(state, transfer)
     for send in header["sends"]:
         _restore_send(state, send)
+    for kind in ("pools", "engines", "transfers", "sends"):
+        _require_each_once(kind, len(getattr(state, kind)), header[kind])
     _restore_free(state, {name: free for name, _, _, free, _ in header["pools"]})
     return state
+
+
+def _require_each_once(what: str, kept: int, written: Sized) -> None:
+    if kept != len(written):
+        raise ValueError(f"{len(written)} {what} are written, {kept} different ones")
 
 
 def _restore_nodes(state: State, columns: dict[str, npt.NDArray[Any]], hashes: bytes, names: list[str]) -> None:
@@ -254,6 +276,8 @@ def _restore_nodes(state: State, columns: dict[str, npt.NDArray[Any]], hashes: b
         parent = nodes[parent_id]
         run = hashes[offset : offset + blocks * BLOCK_HASH_BYTES]
         offset += blocks * BLOCK_HASH_BYTES
+        if node_id in nodes or run[:BLOCK_HASH_BYTES] in parent.children:
+            raise ValueError(f"node {node_id} is written twice, or another child of node {parent_id} begins like it")
         node = nodes[node_id] = parent.children[run[:BLOCK_HASH_BYTES]] = Node(node_id, parent, parent.end, run)
         for _ in range(count):
             number, copy = next(copies)
@@ -264,6 +288,8 @@ def _restore_nodes(state: State, columns: dict[str, npt.NDArray[Any]], hashes: b
                 pool.unpinned += blocks
                 if copy.branches == 0:
                     pool.eviction_order.offer(node, copy)
+        if len(node.copies) != count:
+            raise ValueError(f"node {node_id} has {count} copies in {len(node.copies)} pools")
     if offset != len(hashes) or next(copies, None) is not None or spans != len(columns["range_start"]):
         raise ValueError(f"{len(hashes)} bytes of hashes for {offset}, or copies without a node")
 
@@ -291,11 +317,13 @@ def _restore_engine(
     engine.window = (seen, hit, prompt, matched, host)
     for pool, blocks in held:
         engine.held[pool] = BlockSet(_ranges(blocks))
+    _require_each_once("pools of held blocks", len(engine.held), held)
     for request_id, leaf, depth, private, duplicates in requests:
         request = engine.requests[request_id] = Request(request_id, state.nodes[leaf])
         request.matched = depth
         request.private = _ranges(private)
         request.duplicates = tuple((place, _ranges(blocks)) for place, blocks in duplicates)
+    _require_each_once("requests", len(engine.requests), requests)
 
 
 def _restore_transfer(state: State, written: list[Any]) -> None:
@@ -332,22 +360,31 @@ def _restore_free(state: State, recorded: dict[str, int]) -> None:
         used[transfer.destination] += transfer.quarantine
     for send in state.sends.values():
         used[send.destination] += send.quarantine
+    if strange := [name for name, blocks in used.items() if blocks and name not in state.pools]:
+        raise ValueError(f"blocks of pools {strange!r:.80}, which do not exist")
     for pool in state.pools.values():
-        free, after = [], 0
-        for start, count in ranges.merged(used[pool.name]):
-            if start > after:
-                free.append((after, start - after))
-            after = start + count
-        if after > pool.blocks:
-            raise ValueError(f"block {after - 1} of pool {pool.name!r}, which has {pool.blocks}")
-        pool.free = BlockSet((*free, (after, pool.blocks - after)) if after < pool.blocks else tuple(free))
-        if pool.free.total != recorded[pool.name]:
-            raise ValueError(
-                f"pool {pool.name!r} has {pool.free.total} free blocks, {recorded[pool.name]} were written"
-            )
+        _restore_pool(pool, used[pool.name], recorded[pool.name])
+
+
+def _restore_pool(pool: Pool, used: list[tuple[int, int]], recorded: int) -> None:
+    free, after = [], 0
+    for start, count in ranges.merged(used):
+        if start < after:
+            raise ValueError(f"block {start} of pool {pool.name!r} has two owners")
+        if start > after:
+            free.append((after, start - after))
+        after = start + count
+    if after > pool.blocks:
+        raise ValueError(f"block {after - 1} of pool {pool.name!r}, which has {pool.blocks}")
+    pool.free = BlockSet((*free, (after, pool.blocks - after)) if after < pool.blocks else tuple(free))
+    if pool.free.total != recorded:
+        raise ValueError(f"pool {pool.name!r} has {pool.free.total} free blocks, {recorded} were written")
 
 
 def _ranges(pairs: list[list[int]]) -> BlockRanges:
+    for start, count in pairs:
+        if not (count >= 1 and start + count <= POOL_BLOCKS_MAX):
+            raise ValueError(f"blocks {start}…{start + count - 1}, {count} of them")
     return tuple((start, count) for start, count in pairs)
 
 

@@ -79,12 +79,8 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, also again over the data it left; returns when it answers (or says why it does not serve)."""
-        command = [
-            str(self._binary), "--port", str(self.port), "--bind", LOOPBACK, "--dir", str(self.folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--save", "", *self._options,
-        ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -92,6 +88,12 @@ class RedisServer:
                 last = (self.folder / "server.log").read_text(errors="replace")[-500:]
                 raise RuntimeError(f"{self._binary} did not start: {last}")
             time.sleep(0.01)
+
+    def _command(self) -> list[str]:
+        return [
+            str(self._binary), "--port", str(self.port), "--bind", LOOPBACK, "--dir", str(self.folder),
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "", *self._options,
+        ]  # fmt: skip
 
     def kill(self) -> None:
         """SIGKILL: what is not in the append-only file is gone."""
@@ -192,13 +194,14 @@ class Proxy:
     """Stands between clients and a server at `target` (a unix socket's path, or host and port).
 
     Attributes:
+        target: may change; new connections go there.
         rule: what happens to a command, by its name in capitals; called in the thread of its connection.
         answer: what the proxy answers itself, in the server's place; None to pass the command on.
         seen: names of all commands that came, in order.
     """
 
     def __init__(self, target: str | tuple[str, int]) -> None:
-        self._target = target
+        self.target = target
         self.rule: Rule = healthy
         self.answer: Callable[[str], bytes | None] = lambda _command: None
         self.seen: list[str] = []
@@ -254,12 +257,12 @@ class Proxy:
         return thread
 
     def _connect(self) -> socket.socket:
-        if isinstance(self._target, str):
+        if isinstance(self.target, str):
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             server.settimeout(_START_TIMEOUT_S)
-            server.connect(self._target)
+            server.connect(self.target)
         else:
-            server = socket.create_connection(self._target, timeout=_START_TIMEOUT_S)
+            server = socket.create_connection(self.target, timeout=_START_TIMEOUT_S)
         return server
 
     def _accept(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,7 @@ def launch_workers(
     store.maker()
     store.pools(pool)
     first = WorkerSettings(index, pool, 0, tensor_parallel_size, store, takeover)
-    folder = log_folder or Path(tempfile.gettempdir()) / f"statecore-workers-{os.getuid()}"
+    folder = _log_folder() if log_folder is None else log_folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with connect(url) as connection:
         seats = connection.jobs(index, pool, 0, tensor_parallel_size, "launcher")
@@ -83,6 +84,16 @@ def launch_workers(
             remove_dead_locks(index)
             raise
     return workers
+
+
+def _log_folder() -> Path:
+    """This user's own. Its name is known, so somebody may have made it first, with links to files of ours in it."""
+    folder = Path(tempfile.gettempdir()) / f"statecore-workers-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise InvalidInput(f"{folder} is open to others, or theirs: remove it, or give a folder for the workers' logs")
+    return folder
 
 
 def stop_workers(

@@ -81,6 +81,11 @@ class RankLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise InvalidInput(f"{self._whose}: its lock {self._path} cannot be opened: {error}") from error
+        if os.fstat(descriptor).st_uid != os.geteuid():  # who could write it could tell us whom to kill
+            owner = os.fstat(descriptor).st_uid
+            os.close(descriptor)
+            raise InvalidInput(f"{self._whose}: its lock {self._path} belongs to user {owner}: remove it")
+        os.fchmod(descriptor, 0o600)
         if not _locked(self._path, descriptor):
             os.close(descriptor)
             return False

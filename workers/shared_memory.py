@@ -230,6 +230,7 @@ def _make(folder: Path, header: SegmentHeader, payload: Callable[[], bytes] | No
     page = header.encode()
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
     try:
+        os.fchmod(descriptor, _MODE)  # a umask may have taken the owner's own rights
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         _take_space(folder, descriptor, header)
         os.pwrite(descriptor, page, 0)

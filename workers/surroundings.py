@@ -5,7 +5,7 @@ point group `statecore.surroundings`, because statecore may import neither this 
 
 | variable                 | means                                                                                        |
 |--------------------------|----------------------------------------------------------------------------------------------|
-| `STATECORE_URL`          | where the log is: redis://, rediss://, unix://, embedded:///folder; not set: in memory       |
+| `STATECORE_URL`          | where the log is: any URL of `events/connect.py`; not set: in memory                         |
 | `STATECORE_STORE`        | what holds the bytes (`workers/stores.py`); not set: numpy                                   |
 | `STATECORE_METRICS_PORT` | serve the metrics for Prometheus on this port of loopback; 0: any; not set: nowhere          |
 """
@@ -21,11 +21,11 @@ from typing import Final
 import attrs
 
 from events import connect
-from events.client import without_password
 from events.errors import InvalidInput
 from events.job_queue import this_host
 from events.log import LogConnection
 from events.ports import Connection
+from events.server_url import without_password
 from statecore.manager.surroundings import Process, WorkerOrder
 from workers import shared_memory
 from workers.launcher import launch_workers
@@ -40,7 +40,7 @@ URL_VARIABLE: Final = "STATECORE_URL"
 STORE_VARIABLE: Final = "STATECORE_STORE"
 METRICS_PORT_VARIABLE: Final = "STATECORE_METRICS_PORT"
 
-_SERVERS: Final = ("redis://", "rediss://", "unix://")
+_SERVERS: Final = ("redis://", "rediss://", "unix://", "redis+", "rediss+")
 _HIDDEN: Final = "***"
 _GPU_STORE: Final = "paddle@gpu"
 _PORT_MAX: Final = 65_535

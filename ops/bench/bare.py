@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import redis
-
+from events.client import Client
 from events.keys import IndexKeys, entry_id
 from events.ports import Record
 from events.stream_entry import meta_of
@@ -23,7 +22,7 @@ _SCRIPT: Final = (
 class BareAppends:
     """Appends to a stream of its own."""
 
-    def __init__(self, client: redis.Redis, name: str) -> None:
+    def __init__(self, client: Client, name: str) -> None:
         self._client = client
         self._key = IndexKeys.of(name).log
         self._sha = client.script_load(_SCRIPT)

@@ -16,7 +16,6 @@ here; `verify` does that. The same log always makes the same bytes.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import gzip
 import hashlib
@@ -31,12 +30,15 @@ import attrs
 import orjson
 
 from events.errors import CorruptState, InvalidInput
+from events.limits import COMMIT_BYTES_MAX
 from events.ports import Head, Record, StoredRecord
 
 FORMAT: Final = "statecore-log"
 VERSION: Final = 1
 
 _HEADER_BYTES_MAX: Final = 4096
+_LINE_BYTES_MAX: Final = 4 * COMMIT_BYTES_MAX
+"""An entry as JSON: base64 adds a third to hashes, quoting at most doubles a body of JSON."""
 _CHECKSUM_BYTES: Final = 16
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ENTRY_FIELDS: Final = {
@@ -192,15 +194,18 @@ def _lines(path: Path) -> Iterator[Iterator[bytes]]:
         with path.open("rb") as raw:
             packed = raw.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] == _GZIP_MAGIC
             with gzip.GzipFile(fileobj=raw) if packed else contextlib.nullcontext(raw) as stream:
-                yield _bounded_first(stream)
+                yield _bounded(path, stream)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise CorruptState(f"{path} is torn or damaged ({error}); export or copy it again") from None
 
 
-def _bounded_first(stream: BufferedIOBase) -> Iterator[bytes]:
-    """A file without line ends must not be read into memory before it is known to be one of ours."""
+def _bounded(path: Path, stream: BufferedIOBase) -> Iterator[bytes]:
+    """A file without line ends must not be read into memory, nor a small one that unpacks to such a one."""
     yield stream.readline(_HEADER_BYTES_MAX)
-    yield from stream
+    while line := stream.readline(_LINE_BYTES_MAX):
+        if len(line) == _LINE_BYTES_MAX:
+            raise CorruptState(f"{path} is damaged: it has a line of {_LINE_BYTES_MAX} bytes or more")
+        yield line
 
 
 def _header(path: Path, line: bytes) -> _Line:
@@ -234,7 +239,7 @@ def _record(path: Path, line: bytes, position: int) -> StoredRecord:
         raise CorruptState(f"{path} is damaged: the entry there says it is {fields['position']}", position=position)
     try:
         hashes = base64.b64decode(str(fields["hashes"]), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise CorruptState(f"{path} is damaged: hashes are not base64 ({error})", position=position) from None
     return StoredRecord(
         position=position,

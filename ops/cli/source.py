@@ -56,7 +56,8 @@ def source_options(*, file: bool) -> Callable[[Callable[..., None]], Callable[..
         return click.option(
             "--url",
             metavar="URL",
-            help=f"Server: redis://, rediss://, unix:// or embedded:///folder.  [env: {URL_VARIABLE}]",
+            help="Server: redis://, unix://, redis+cluster://, redis+sentinel://, or embedded:///folder.  "
+            f"[env: {URL_VARIABLE}]",
         )(wrapped)
 
     return decorate

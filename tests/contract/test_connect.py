@@ -109,6 +109,20 @@ def test_no_client(client: object) -> None:
         f"redis://user:a?{SECRET}@127.0.0.1:1",
         f"redis://user:{SECRET}[@127.0.0.1:1",
         f"http://user:{SECRET}@127.0.0.1:1",
+        f"redis+cluster://user:{SECRET}@127.0.0.1:1,127.0.0.1:2",
+        f"redis+cluster://user:{SECRET}@127.0.0.1:port",
+        f"redis+cluster://user:{SECRET}@127.0.0.1:1/3",
+        f"redis+cluster://user:a?{SECRET}@127.0.0.1:1",
+        f"rediss+cluster://127.0.0.1:1?password={SECRET}&ssl_password={SECRET}",
+        f"redis+sentinel://user:{SECRET}@127.0.0.1:1,127.0.0.1:2/service/3",
+        f"redis+sentinel://user:{SECRET}@127.0.0.1:1",
+        f"rediss+sentinel://user:{SECRET}@127.0.0.1:1/service/x",
+        f"redis+sentinel://127.0.0.1:1/service?sentinel_password={SECRET}",
+        f"redis+sentinel://127.0.0.1:1/service?sentinel_password=a&{SECRET}",
+        f"redis+nothing://user:{SECRET}@127.0.0.1:1",
+        f"redis://user:a://{SECRET}@127.0.0.1:1",
+        f"redis://127.0.0.1:1?password=a#{SECRET}",
+        f"redis://user:{SECRET}@127.0.0.1:1?nonsense=1",
         f"user:{SECRET}@127.0.0.1:1",
         f"memory://user:{SECRET}@x",
     ],
@@ -149,6 +163,17 @@ def test_a_connection_does_not_show_its_password(server: RedisServer, form: str)
         assert connection.log("i").head() == Head(0, "", first=0)
         assert SECRET not in repr(connection)
         assert SECRET not in connection.url
+
+
+@pytest.mark.parametrize("scheme", ["redis://{}", "rediss://{}", "redis+cluster://{}", "redis+sentinel://{}/service"])
+@pytest.mark.parametrize("option", ["nonsense=1", "retry=5", "socket_timeout=soon", "protocol=two"])
+def test_an_option_that_is_none(scheme: str, option: str) -> None:
+    """Otherwise a typing error in a URL would end in a traceback, at the first use of a connection.
+
+    Given a URL with an option that does not exist, or a value that is none, when connecting, then InvalidInput.
+    """
+    with pytest.raises(InvalidInput, match=r"is not a Redis URL|is not of the form"):
+        connect(f"{scheme.format('127.0.0.1:1')}?{option}")
 
 
 # --- clients the user built -----------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ class Pair:
         server.client().execute_command("REPLICAOF", "NO", "ONE")
 
     def lead_to(self, server: RedisServer) -> None:
-        self.proxy._target = server.address
+        self.proxy.target = server.address
         self.proxy.cut()
 
 

@@ -92,7 +92,9 @@ def lose_stream(connection: LogConnection, index: str, *, trimmed: bool) -> None
 def client_of(connection: LogConnection) -> redis.Redis:
     """The connection's own client, to look at keys and damage them."""
     assert isinstance(connection.backend, RedisBackend)
-    return connection.backend._client
+    client = connection.backend._client
+    assert isinstance(client, redis.Redis)
+    return client
 
 
 @attrs.define

@@ -49,6 +49,7 @@ EXEMPT = {"statecore/manager/surroundings.py": "importlib.metadata"}
 """What the one file that asks the installation for the outside's names may import: ops/decisions/0011."""
 REDIS_CLIENTS = (
     *("Redis", "StrictRedis", "RedisCluster", "Sentinel", "FakeRedis", "FakeStrictRedis"),
+    *("ClusterClient", "PrimaryClient", "master_for"),
     *("ConnectionPool", "BlockingConnectionPool", "from_url"),
 )
 JUNK_NAMES = frozenset(["util", "utils", "common", "helper", "helpers", "misc"])
@@ -428,6 +429,7 @@ BROKEN: dict[Rule, list[Tree]] = {
         {"ops/a.py": "x = Redis.from_url('u') #!"},
         {"workers/a.py": "redis.asyncio.ConnectionPool() #!"},
         {"workers/a.py": "x = Redis[bytes]() #!"},
+        {"ops/a.py": "x = ClusterClient(startup_nodes=[]) #!"},
     ],
     one_place_names_keys: [
         {"events/a.py": "key = 'kv:{x}:log' #!"},

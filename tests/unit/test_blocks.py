@@ -59,8 +59,9 @@ def test_merged_and_without() -> None:
     """Freed blocks are not found again, or a block stays that was given back."""
     assert ranges.merged([(4, 2), (0, 3), (3, 1)]) == ((0, 6),)
     assert ranges.merged([]) == ()
-    assert ranges.without(SCATTERED, {5, 1}) == ((4, 1), (0, 1), (2, 1), (9, 1))
-    assert ranges.without(SCATTERED, set()) == SCATTERED
+    assert ranges.without(SCATTERED, [(5, 1), (1, 1)]) == ((4, 1), (0, 1), (2, 1), (9, 1))
+    assert ranges.without(SCATTERED, ()) == SCATTERED
+    assert ranges.without(((0, 1 << 40),), [(5, 1 << 50), (3, 4)]) == ((0, 3),), "its cost is per range, not per block"
 
 
 # --- BlockSet -------------------------------------------------------------------------------------------------------
