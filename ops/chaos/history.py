@@ -101,9 +101,7 @@ class Failed:
     at: float
 
 
-Line: TypeAlias = (
-    Began | Acknowledged | Doubted | Resolved | Told | Refused | Compared | Looked | Ended | Failed
-)
+Line: TypeAlias = Began | Acknowledged | Doubted | Resolved | Told | Refused | Compared | Looked | Ended | Failed
 _KINDS: Final[dict[str, type]] = {
     kind.__name__: kind
     for kind in (Began, Acknowledged, Doubted, Resolved, Told, Refused, Compared, Looked, Ended, Failed)

@@ -111,13 +111,18 @@ class Proxy:
 
     def deliver(self, older_than_s: float = 0.0) -> int:
         """Let what is on its way for so long arrive, each on a connection of its own; returns how many did."""
-        now = time.monotonic()
-        with self._mutex:
-            due = [held for held in self._held if now - held.since >= older_than_s]
-            self._held = [held for held in self._held if now - held.since < older_than_s]
+        due = self.due(older_than_s)
         for held in due:
             self.send(held.request)
         return len(due)
+
+    def due(self, older_than_s: float) -> list[Held]:
+        """Take what is on its way for so long."""
+        before = time.monotonic() - older_than_s
+        with self._mutex:
+            due = [held for held in self._held if held.since <= before]
+            self._held = [held for held in self._held if held.since > before]
+        return due
 
     def send(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own; the first bytes of the reply.
