@@ -35,6 +35,7 @@ class Auditor:
     Attributes:
         seen: entries by their order; position n is seen[n - 1].
         faults: what it found that cannot be, in words.
+        engines_alive, open_transfers: after the last entry seen.
     """
 
     def __init__(self, url: str, index: str) -> None:
@@ -44,18 +45,13 @@ class Auditor:
         self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
         self.seen: list[Seen] = []
         self.faults: list[str] = []
+        self.engines_alive = 0
+        self.open_transfers = 0
+        self._replica = Replica()
 
     @property
     def position(self) -> int:
         return len(self.seen)
-
-    @property
-    def replica(self) -> Replica:
-        """A replica of what was seen, made by reading it all."""
-        replica = Replica()
-        for seen in tuple(self.seen):
-            replica.apply(seen.entry)
-        return replica
 
     def __enter__(self) -> Auditor:
         self._thread.start()
@@ -100,4 +96,8 @@ class Auditor:
             for entry in page:
                 if entry.position != self.position + 1:
                     raise CorruptState(f"after position {self.position} comes {entry.position}")
+                self._replica.apply(entry)
                 self.seen.append(Seen(entry, time.monotonic()))
+            state = self._replica.state
+            self.engines_alive = sum(engine.alive for engine in state.engines.values())
+            self.open_transfers = len(state.transfers) + len(state.sends)

@@ -96,6 +96,12 @@ class Actor:
         self.stopped = self._is_still()
         return self.stopped
 
+    def let_go(self) -> subprocess.Popen[bytes]:
+        """Part with the present process, which somebody else will end."""
+        assert self._process is not None
+        process, self._process, self.stopped = self._process, None, False
+        return process
+
     def resume(self) -> None:
         """SIGCONT."""
         if self._process is not None and self.stopped:
@@ -151,9 +157,11 @@ class EngineActor(Actor):
         assert self.slot is not None
         self.slot.order = order
 
-    def take_over_from(self, other: EngineActor) -> None:
-        """Be the next of this engine's processes, while the last one still is."""
-        self.processes = other.processes
+    def next_of_its_name(self) -> EngineActor:
+        """Somebody to be the next of this engine's processes, while the last one still is."""
+        twin = EngineActor(self.settings, self._folder)
+        twin.processes = self.processes
+        return twin
 
     def _is_still(self) -> bool:
         """Stopped between two touches of the device: what was launched comes to its end."""

@@ -119,5 +119,5 @@ class Network(Proxy):
 
 
 def _author(engine: str) -> bytes:
-    """What only the commits of an engine hold: the author in an entry's meta, between its neighbours."""
-    return f" {engine} ".encode()
+    """What only the commits of an engine hold: the author in an entry's meta, before its session."""
+    return f" {engine}#".encode()
