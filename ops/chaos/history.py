@@ -8,7 +8,7 @@ share.
 |--------------|-------------------------------------------------------------------------------------------------|
 | Began        | a life of the engine stands: its session, and why it began                                      |
 | Acknowledged | the log answered "appended": which commit, where; first sent at `began`, answered at `ended`    |
-| Doubted      | an append ended with OutcomeUnknown                                                             |
+| Doubted      | an attempt to append ended with OutcomeUnknown; once for each commit                            |
 | Resolved     | what the log said of a doubted commit later                                                     |
 | Told         | what `resolve()` said to the engine of a doubted commit                                         |
 | Refused      | the log answered "fenced"                                                                       |
@@ -118,13 +118,22 @@ class History:
 
 
 class HistoryWriter:
-    """Appends to the file of one process."""
+    """Appends to the file of one process.
+
+    Attributes:
+        doubted: commits of which it was written that their outcome was unknown.
+    """
 
     def __init__(self, path: Path) -> None:
+        self.doubted: set[str] = set()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, line: Line) -> None:
         """With the kernel when this returns."""
+        if isinstance(line, Doubted):
+            if line.commit in self.doubted:
+                return
+            self.doubted.add(line.commit)
         told = orjson.dumps({"kind": type(line).__name__, **attrs.asdict(line)}, option=orjson.OPT_APPEND_NEWLINE)
         written = os.write(self._descriptor, told)
         if written != len(told):

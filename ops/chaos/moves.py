@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeAlias
 
+from events.limits import APPEND_DEADLINE_S
 from ops.chaos.cast import ENGINE, KEEPER, WORKER, EngineActor
 from ops.chaos.slot import Order
 from ops.chaos.stage import RESTART_S, TICK_S, Injury, Stage
@@ -27,6 +28,9 @@ TWIN_AWAKE_S: Final = 2.5
 
 KEEPER_STOP_S: Final = (2.0, 8.0)
 REDIS_STOP_S: Final = (0.3, 2.5)
+REDIS_LONG_STOP_S: Final = APPEND_DEADLINE_S + 1.5
+"""So long that who was appending is told that the outcome is unknown, and has to find out later."""
+
 MEMORY_SHORT_S: Final = (0.5, 2.0)
 LAST_WORDS_S: Final = 3.0
 """To catch a commit of an engine: one that has nothing to say in this time gets another fate."""
@@ -87,18 +91,21 @@ def _kill_redis(stage: Stage, fault: str) -> bool:
     return True
 
 
-def _stop_redis(stage: Stage, fault: str) -> bool:
-    if stage.server.away:
-        return False
-    at = time.monotonic()
-    stage.server.suspend()
+def _stopping_redis(seconds: tuple[float, float]) -> Move:
+    def move(stage: Stage, fault: str) -> bool:
+        if stage.server.away:
+            return False
+        at = time.monotonic()
+        stage.server.suspend()
 
-    def resume() -> None:
-        stage.server.resume()
-        stage.note(fault, at)
+        def resume() -> None:
+            stage.server.resume()
+            stage.note(fault, at)
 
-    stage.later(stage.between(REDIS_STOP_S), resume)
-    return True
+        stage.later(stage.between(seconds), resume)
+        return True
+
+    return move
 
 
 def _last_words(stage: Stage, fault: str) -> bool:
@@ -121,6 +128,7 @@ def _last_words(stage: Stage, fault: str) -> bool:
         else:
             stage.network.give_up(actor.name)
             stage.down.discard(actor.name)
+            stage.undone.append(fault)
 
     def deliver(commit: bytes) -> None:
         joined = stage.server.session_of(actor.name)
@@ -131,6 +139,8 @@ def _last_words(stage: Stage, fault: str) -> bool:
         if not reply or reply.startswith(b"-"):  # no server, or it has lost the script: nothing was decided
             if time.monotonic() - at < DECIDED_S:
                 stage.later(AGAIN_S, lambda: deliver(commit))
+            else:
+                stage.undone.append(fault)
             return
         landed = b"appended" in reply
         stage.note(fault, at, actor, wrong=f"a commit of session {session} landed in {joined}" if landed else "")
@@ -233,21 +243,23 @@ def _delete_consumers(stage: Stage, fault: str) -> bool:
 
 REDIS_KILLED: Final = "Redis killed and restarted"
 ASLEEP: Final = "engine stopped beyond its lease"
-TWIN: Final = "engine asleep while another process takes its name"
+REDIS_ASLEEP: Final = "Redis stopped beyond every deadline"
+TWIN: Final = "engine asleep, its name taken"
 
 MOVES: Final[dict[str, Move]] = {
     REDIS_KILLED: _kill_redis,
     "engine killed": _killing(ENGINE),
-    "engine killed, its last commit arrives in its next life": _last_words,
+    "engine killed, its last commit late": _last_words,
     "worker killed": _killing(WORKER),
     "keeper killed": _killing(KEEPER),
     "engine stopped for a moment": _stopping(ENGINE, SHORT_STOP_S),
     ASLEEP: _stopping(ENGINE, (LONG_STOP_S, LONG_STOP_S)),
     TWIN: _take_name,
     "worker stopped for a moment": _stopping(WORKER, SHORT_STOP_S),
-    "worker stopped, another takes its place": _replace_worker,
+    "worker stopped, another in its place": _replace_worker,
     "keeper stopped": _stopping(KEEPER, KEEPER_STOP_S),
-    "Redis stopped for a moment": _stop_redis,
+    "Redis stopped for a moment": _stopping_redis(REDIS_STOP_S),
+    REDIS_ASLEEP: _stopping_redis((REDIS_LONG_STOP_S, REDIS_LONG_STOP_S)),
     "every connection cut": _cut,
     "scripts flushed": _flush_scripts,
     "out of memory": _take_memory,

@@ -1,22 +1,65 @@
 """A log that writes down what it was answered, before its engine gets to act on it.
 
-Owns the evidence of appends: `RecordedConnection` and `RecordedLog` are those of the demo's stopwatch with a history
-beside them, and the index cannot tell. A commit is begun when its bytes are first handed over, and ended when the answer is
-there, however often it was sent in between.
+Owns the evidence of appends, from two places that neither the index nor the log can tell from the real ones:
+
+    RecordedTransport   one attempt: whether its outcome was unknown
+    RecordedLog         the append as a whole: what was found out in the end. Begun when its bytes are first handed over,
+                        ended when the answer is there, however often it was sent in between
 """
 
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any, cast
 
 from events.errors import OutcomeUnknown
-from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Connection, Fenced, Log
+from events.job_ports import JobTransport
+from events.log import Backend, LogConnection
+from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Fenced, Log, RawReply, Record, Transport
 from ops.chaos.history import Acknowledged, Doubted, HistoryWriter, Refused, Resolved
 from ops.demo.measured import MeasuredConnection, MeasuredLog
 
 
+class RecordedTransport:
+    """Writes down attempts whose outcome is unknown; all else is the real one's."""
+
+    def __init__(self, transport: Transport, history: HistoryWriter) -> None:
+        self._transport = transport
+        self._history = history
+
+    def append(self, record: Record, **named: Any) -> RawReply:
+        try:
+            return self._transport.append(record, **named)
+        except OutcomeUnknown:
+            self._history.write(Doubted(record.commit_id, monotonic()))
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class RecordedBackend:
+    """Makes recorded transports."""
+
+    def __init__(self, backend: Backend, history: HistoryWriter) -> None:
+        self._backend = backend
+        self._history = history
+
+    def transport(self, index: str) -> Transport:
+        return cast("Transport", RecordedTransport(self._backend.transport(index), self._history))
+
+    def jobs(self, index: str) -> JobTransport:
+        return self._backend.jobs(index)
+
+    def indexes(self) -> tuple[str, ...]:
+        return self._backend.indexes()
+
+    def close(self) -> None:
+        self._backend.close()
+
+
 class RecordedLog(MeasuredLog):
-    """Records every outcome of every append.
+    """Records what became of every append.
 
     Attributes:
         in_doubt: the commit whose outcome the caller was last told to be unknown, until somebody has told it.
@@ -29,15 +72,12 @@ class RecordedLog(MeasuredLog):
         self.in_doubt: str | None = None
 
     def append(self, commit: Commit, base: Base) -> AppendReply:
-        doubted = commit.id in self._begun
         began = self._begun.get(commit.id) or monotonic()
         try:
             reply = super().append(commit, base)
         except OutcomeUnknown:
             self._begun[commit.id] = began
             self.in_doubt = commit.id
-            if not doubted:
-                self._history.write(Doubted(commit.id, monotonic()))
             raise
         self._begun.pop(commit.id, None)
         now = monotonic()
@@ -48,7 +88,7 @@ class RecordedLog(MeasuredLog):
                 self._history.write(Refused(commit.id, commit.session, now))
             case _:
                 pass
-        if doubted and isinstance(reply, Appended | Conflicted | Fenced):
+        if commit.id in self._history.doubted and isinstance(reply, Appended | Conflicted | Fenced):
             self._history.write(Resolved(commit.id, isinstance(reply, Appended), now))
         self.round_trips_s.clear()  # nobody asks for them here
         self.commits_s.clear()
@@ -60,8 +100,8 @@ class RecordedConnection(MeasuredConnection):
 
     last: RecordedLog
 
-    def __init__(self, connection: Connection, history: HistoryWriter) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: LogConnection, history: HistoryWriter) -> None:
+        super().__init__(LogConnection(RecordedBackend(connection.backend, history), connection.url))
         self._history = history
 
     def log(self, index: str, *, follow: bool = True) -> RecordedLog:

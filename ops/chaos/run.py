@@ -23,7 +23,7 @@ from ops.chaos.scene import Plan, actors_of, matcher, memory_of, pool_of
 from ops.chaos.server import Server
 from ops.chaos.slot import Order
 from ops.chaos.stage import Stage
-from ops.chaos.tormentor import torment
+from ops.chaos.tormentor import dealt, torment
 from ops.chaos.verdict import Evidence, verdict
 from ops.reliability.results import ChaosResult, Versions
 
@@ -97,6 +97,7 @@ def _run(
         folder=folder,
         seen=tuple(auditor.seen),
         again=auditor.read_again(),
+        dealt=dealt(plan.duration_s),
         injuries=tuple(stage.injuries),
         oddities=(*stage.oddities, *auditor.faults, *late),
         network=network,

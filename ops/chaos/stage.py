@@ -54,6 +54,7 @@ class Stage:
     Attributes:
         actors: those on stage; a place may get another actor.
         down: names of those something is being done to.
+        undone: faults that were begun and came to nothing.
         injuries: in the order in which they were healed.
         kills: SIGKILLs by role.
         oddities: processes that ended although nobody killed them, in words.
@@ -65,6 +66,7 @@ class Stage:
         self.network = network
         self.actors = actors
         self.down: set[str] = set()
+        self.undone: list[str] = []
         self.injuries: list[Injury] = []
         self.kills: Counter[str] = Counter()
         self.oddities: list[str] = []

@@ -14,7 +14,6 @@ from ops.chaos import checks
 from ops.chaos.auditor import Seen
 from ops.chaos.checks import Finding
 from ops.chaos.history import read_histories
-from ops.chaos.moves import MOVES
 from ops.chaos.network import KINDS, Network
 from ops.chaos.recovery import fault_results, network_results, signs
 from ops.chaos.replayed import Matches, cached_bytes, replay
@@ -32,6 +31,7 @@ class Evidence:
     Attributes:
         folder: of the histories.
         seen, again: the log as it was seen to grow, and as it is in the end.
+        dealt: faults that should have happened.
         oddities: what was noticed on the way and must not be.
         matches: looks at the bytes that are left.
     """
@@ -39,6 +39,7 @@ class Evidence:
     folder: Path
     seen: tuple[Seen, ...]
     again: tuple[Entry, ...]
+    dealt: tuple[str, ...]
     injuries: tuple[Injury, ...]
     oddities: tuple[str, ...]
     network: Network
@@ -79,7 +80,9 @@ def verdict(evidence: Evidence) -> Verdict:
         "transfers": replayed.transfers,
     }
     faults = [
-        *fault_results(MOVES, evidence.injuries, signs(histories, evidence.seen, replayed), evidence.recovery_bound_s),
+        *fault_results(
+            evidence.dealt, evidence.injuries, signs(histories, evidence.seen, replayed), evidence.recovery_bound_s
+        ),
         *network_results(evidence.network),
     ]
     totals = Totals(
@@ -105,7 +108,7 @@ def verdict(evidence: Evidence) -> Verdict:
         totals,
         tuple(faults),
         (*_violations(evidence, findings, faults), *_left(totals, replayed.alive)),
-        _missing(totals, faults, findings),
+        _missing(totals, evidence.dealt, faults, findings),
     )
 
 
@@ -132,10 +135,12 @@ def _left(totals: Totals, alive: tuple[str, ...]) -> list[str]:
     return told
 
 
-def _missing(totals: Totals, faults: list[FaultResult], findings: dict[str, Finding]) -> tuple[str, ...]:
+def _missing(
+    totals: Totals, dealt: tuple[str, ...], faults: list[FaultResult], findings: dict[str, Finding]
+) -> tuple[str, ...]:
     """A fault that never happened, and a check that looked at nothing, have shown nothing."""
     happened = {fault.fault for fault in faults if fault.injected}
-    wanted = (*MOVES, *(kind.value for kind in KINDS))
+    wanted = (*dealt, *(kind.value for kind in KINDS))
     never = [f"{fault}: never happened" for fault in wanted if fault not in happened]
     blind = [
         f"{name}: nothing to look at"

@@ -101,6 +101,7 @@ _COMMANDS: Final = {
     "export": Lazy("ops.cli.export_log:command", "Copy a log into a file."),
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
+    "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),
     "worker": Lazy("ops.worker_command:command", "Move the blocks of one rank between GPU and host memory."),
     "keeper": Lazy(
