@@ -9,7 +9,7 @@ READY  := .venv/.ready
 TESTED := .venv/.ready-for-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: $(READY) ## format, lint, types, folder promises, fast tests
 
 bench: $(READY) ## every figure beside its reference
 	@.venv/bin/statecore bench $(ARGS)
+
+chaos: $(READY) ## minutes of killing, stopping and cutting off real processes, then every check
+	@.venv/bin/statecore chaos $(ARGS)
 
 clean: ## remove all that make made, .venv too
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -102,6 +102,7 @@ _COMMANDS: Final = {
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),
     "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
+    "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),
     "worker": Lazy("ops.worker_command:command", "Move the blocks of one rank between GPU and host memory."),
     "keeper": Lazy("ops.keeper_command:command", "Take snapshots, trim the log, notice dead engines."),

@@ -141,7 +141,7 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
     """
     console = Console(stderr=json_path == STDOUT, highlight=False)
     try:
-        with _ended_in_order():
+        with ended_in_order():
             _check(engines=engines, requests=requests, seed=seed, gpu_blocks=gpu_blocks, step_ms=step_ms)
             _check_tiers(host_blocks=host_blocks, ranks=ranks, block_bytes=block_bytes)
             chosen = _policy(policy, watermarks)
@@ -295,7 +295,7 @@ def _write(path: str, report: bytes) -> None:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def ended_in_order() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C, so that engines and server end with us."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -71,6 +71,7 @@ class Scheduler:
         self._is_due = is_due
         self._contents = contents
         self._stalls = 0
+        self._doubtful: Plan | None = None
         self._pool_blocks = index.inspect(lambda state: state.pools[index.gpu_pool].blocks)
 
     @property
@@ -88,7 +89,10 @@ class Scheduler:
 
         Raises:
             Unavailable, CorruptState, SessionOver: as `CacheIndex.step`; our books are as before.
+            OutcomeUnknown: the step may stand; the next call finds out and goes on from there.
         """
+        if self._doubtful is not None:
+            return self._settle(self._doubtful)
         if not self.running and not self.waiting:
             return Outcome.DONE
         self._receive()
@@ -100,9 +104,20 @@ class Scheduler:
             self.tally.lost_steps += 1
             return Outcome.LOST
         except OutcomeUnknown:
-            if not self.index.resolve():
-                self.tally.lost_steps += 1
-                return Outcome.LOST
+            self._doubtful = plan
+            return self._settle(plan)
+        return self._stands(plan)
+
+    def _settle(self, plan: Plan) -> Outcome:
+        """Find out what became of a step whose outcome is unknown."""
+        stands = self.index.resolve()
+        self._doubtful = None
+        if not stands:
+            self.tally.lost_steps += 1
+            return Outcome.LOST
+        return self._stands(plan)
+
+    def _stands(self, plan: Plan) -> Outcome:
         self._apply(plan)
         if plan.changes:
             return Outcome.PROGRESS
