@@ -11,9 +11,8 @@ from typing import Final, cast
 from redis.exceptions import RedisError
 
 from events import client as clients
-from events import keys
+from events import keys, limits
 from events.errors import CorruptState
-from events.limits import LEASE_TTL_S
 from events.script import Script
 from migrations import layouts
 from migrations.move import Move
@@ -55,7 +54,9 @@ class RedisLayout:
         leases = self.engines() if move.leases else {}
         named = [self._keys.head, *(self._keys.lease(engine) for engine in leases)]
         try:
-            answer = _MOVE.run(self._client, named, (move.start, move.end, int(LEASE_TTL_S * 1000), *leases.values()))
+            answer = _MOVE.run(
+                self._client, named, (move.start, move.end, int(limits.LEASE_TTL_S * 1000), *leases.values())
+            )
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         return bytes(answer[1]).decode(errors="replace")

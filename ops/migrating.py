@@ -110,6 +110,7 @@ def carry_out(place: Place, moves: tuple[Move, ...]) -> Iterator[Move]:
 def _refuse_newer(what: str, schema: int, known: int, position: int) -> None:
     if schema > known:
         raise NewerSchema(
-            f"{what} has schema {schema}, this release reads up to {known}: upgrade statecore; nothing was changed",
+            f"nothing was changed: this release reads up to schema {known}, upgrade statecore; a {what} of schema {schema} "
+            "stands",
             position=position,
         )

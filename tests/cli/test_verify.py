@@ -7,7 +7,17 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from events.facts import BlocksAllocated, Fact, PoolAdded, PrefixMatched, RequestReleased, TransferFinished
+from events.facts import (
+    BlocksAllocated,
+    EngineLost,
+    Fact,
+    PoolAdded,
+    PoolDropped,
+    PrefixMatched,
+    RequestReleased,
+    TransferCancelled,
+    TransferFinished,
+)
 from events.keys import IndexKeys
 from ops.cli import replaying
 from tests.cli.scenario import (
@@ -295,3 +305,45 @@ def test_a_finish_that_came_twice_is_sound(client: redis.Redis, copied_tiers: In
     assert replayed["ignored_finishes"] == 1
     text = statecore("replay", "--url", tiers.url, "--index", copied_tiers.name).stdout
     assert "2 not over, 6 so far; 1 result came too late" in text
+
+
+# --- keepers
+
+
+LOST = EngineLost("engine-0", 1, "no sign of life from it for 9 s")
+
+
+def test_what_a_keeper_wrote_is_sound(client: redis.Redis, copied_tiers: IndexKeys, tiers: Tiers) -> None:
+    """Every index whose keeper ever declared an engine lost would be called broken: the keeper never joined."""
+    cancelled = TransferCancelled("engine-0:0", "its engine is lost")
+    rewrite(client, copied_tiers, tiers.at["swapped out"], rewritten("keeper", 0, cancelled, LOST))
+
+    found = complaint(statecore("verify", "--url", tiers.url, "--index", copied_tiers.name), 1)
+
+    after = tiers.at["swapped out"] + 1
+    assert found == f"engine 'engine-0' wrote in session 1 after its session 1 had ended at position {after}"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (rewritten("keeper", 1, LOST), "engine 'keeper' wrote without ever having joined"),
+        (rewritten("keeper", 0, FINISHED), "a keeper declared 0 engines lost in one commit, not 1"),
+        (rewritten("keeper", 0, LOST, LOST), "a keeper declared 2 engines lost in one commit, not 1"),
+        (rewritten("keeper", 0, LOST, FINISHED), "a keeper wrote TransferFinished: it may only declare an engine lost"),
+        (
+            rewritten("keeper", 0, LOST, PoolDropped("engine-1", "gpu")),
+            "a keeper declared 'engine-0' lost and dropped the memory of 'engine-1'",
+        ),
+    ],
+)
+def test_a_keeper_that_does_more_than_declare_lost_is_found(
+    client: redis.Redis, copied_tiers: IndexKeys, tiers: Tiers, how: Callable[[Fields], object], message: str
+) -> None:
+    """Anybody could write anything past the fences by calling himself a keeper."""
+    rewrite(client, copied_tiers, tiers.at["swapped out"], how)
+
+    found = complaint(statecore("verify", "--url", tiers.url, "--index", copied_tiers.name), 1)
+
+    assert found.startswith(message)
+    assert found.endswith(f"at position {tiers.at['swapped out']}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -15,7 +17,9 @@ from events.keys import LAYOUT
 from events.ports import Commit, Record, StoredRecord
 from migrations import facts, layouts, snapshots
 from migrations.chain import Misshapen, end_of
+from statecore import snapshot
 from statecore.snapshot import SNAPSHOT_SCHEMA
+from tests.unit.given import Machine, join
 
 
 def entry(schema: int, *written: list[object]) -> StoredRecord:
@@ -106,6 +110,20 @@ def test_a_fact_of_tomorrow_asks_for_an_upgrade() -> None:
     """A release reads what it cannot know (bugs E-30)."""
     with pytest.raises(NewerSchema, match=f"schema {SCHEMA + 1}, this release reads up to {SCHEMA}: upgrade statecore"):
         codec.decode(entry(SCHEMA + 1, ["EngineLost", "a", 1, "why", "and more"]))
+
+
+def test_a_snapshot_that_is_not_of_its_schema_is_corrupt() -> None:
+    """A damaged snapshot of the last release ends a process with an error that nobody passes over to the one before."""
+    data = snapshot.encode(Machine(join("a")).state)
+    start = len(snapshot._MAGIC) + 4
+    (length,) = struct.unpack_from("<I", data, start - 4)
+    header = orjson.dumps(orjson.loads(data[start : start + length]) | {"schema": 1})  # its engines have 12 fields
+    body = data[: start - 4] + struct.pack("<I", len(header)) + header + data[start + length : -16]
+
+    with pytest.raises(
+        CorruptState, match=r"snapshot is not of schema 1: .* is no engine of schema 1, which has 11 fields"
+    ):
+        snapshot.decode(body + blake2b(body, digest_size=16).digest())
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
