@@ -261,7 +261,8 @@ class JobTransport(Protocol):
         ...
 
     def claim(self, seat: Seat, cursor: str, idle_s: float, limit: int) -> Claimed:
-        """Move to this worker's list what has been on another's of this rank for `idle_s` without a word."""
+        """Move to this worker's list what has been on another's of this rank for `idle_s` without a word; with the last page
+        also what this rank was given, has not reported, and nobody has on a list any more (redis-facts R19)."""
         ...
 
     def new(self, seat: Seat, timeout_s: float) -> RawJob | None:

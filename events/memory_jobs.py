@@ -95,7 +95,23 @@ class MemoryJobs:
                 del pending[number]
             for number in set(page) - set(trimmed):
                 pending[number] = _Pending(seat.worker, now, pending[number].deliveries + 1)
-            return Claimed(_entry(rest[0]) if rest else BEGINNING, len(page) - len(trimmed), len(trimmed))
+            adopted = [] if rest else self._unlisted(seat)[:limit]
+            for number in adopted:
+                pending[number] = _Pending(seat.worker, now, 1)
+            return Claimed(
+                _entry(rest[0]) if rest else BEGINNING, len(page) - len(trimmed) + len(adopted), len(trimmed)
+            )
+
+    def _unlisted(self, seat: Seat) -> list[int]:
+        """What the rank was given, has not reported, and nobody has on a list: a deleted consumer took its list along."""
+        group = self._group(seat)
+        return [
+            number
+            for number, job in self._stream(seat.pool)
+            if number <= group.last
+            and number not in group.pending
+            and not self.look_up(job.transfer, seat.rank).reported
+        ]
 
     def new(self, seat: Seat, timeout_s: float) -> RawJob | None:
         with self._log.changed:
@@ -121,6 +137,13 @@ class MemoryJobs:
             if lists:
                 self._groups = {key: group for key, group in self._groups.items() if key[0] != pool}
 
+    def delete_consumer(self, seat: Seat) -> None:
+        """Its list goes with it. For tests."""
+        with self._log.changed:
+            pending = self._group(seat).pending
+            for number in [number for number, held in pending.items() if held.worker == seat.worker]:
+                del pending[number]
+
     # --- reporting --------------------------------------------------------------------------------------------------
 
     def look_up(self, transfer: str, rank: int) -> Looked:
@@ -144,6 +167,7 @@ class MemoryJobs:
                 self._deleted.setdefault(seat.pool, set()).add(number)
                 return RawFinish(DUPLICATE, acks.done, self._dismiss(seat, number))
             if not self._log.head().position:
+                self._deleted.setdefault(seat.pool, set()).add(number)
                 return RawFinish(GONE, 0, self._dismiss(seat, number))
             reports = {seat.rank: report.reason, **acks.reports}
             if any(rank not in reports for rank in range(report.ranks)):

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
+import attrs
 from redis.exceptions import RedisError, ResponseError
 
 from events import client as clients
 from events import keys, limits
 from events.errors import Unavailable
 from events.job_ports import (
+    BEGINNING,
     DUPLICATE,
     FINISHED,
     GONE,
@@ -77,7 +79,39 @@ class RedisJobs:
             entries, trimmed = answer[1], answer[2] if len(answer) > 2 else ()
             return Claimed(answer[0].decode(), len(entries), len(trimmed))
 
-        return self._in_group(seat, claim)
+        claimed = self._in_group(seat, claim)
+        if claimed.cursor != BEGINNING:
+            return claimed
+        return attrs.evolve(claimed, jobs=claimed.jobs + self._adopt(seat, limit))
+
+    def _adopt(self, seat: Seat, limit: int) -> int:
+        """Put on our list what the rank was given and nobody has on a list: a deleted consumer took its list along (R19)."""
+        stream, group = self._keys.jobs(seat.pool), keys.rank_group(seat.rank)
+
+        def unlisted() -> list[tuple[bytes, str]]:
+            groups = cast("list[dict[str, bytes]]", self._client.xinfo_groups(stream))
+            last = next((each["last-delivered-id"] for each in groups if each["name"] == group.encode()), b"0-0")
+            given = cast("list[tuple[bytes, Any]]", self._client.xrange(stream, min="-", max=last, count=limit))
+            if not given:
+                return []
+            first, end = given[0][0], given[-1][0]
+            pending = self._client.xpending_range(stream, group, min=first, max=end, count=limit)
+            listed = {each["message_id"] for each in cast("list[dict[str, bytes]]", pending)}
+            return [
+                (entry, fields.get(b"transfer", b"").decode(errors="replace"))
+                for entry, fields in given
+                if entry not in listed
+            ]
+
+        found = self._in_group(seat, unlisted)
+        lost: list[Any] = [entry for entry, transfer in found if not self.look_up(transfer, seat.rank).reported]
+        if lost:
+            _attempt(
+                lambda: self._client.xclaim(
+                    stream, group, seat.worker, min_idle_time=0, message_ids=lost, force=True, justid=True
+                )
+            )
+        return len(lost)
 
     def new(self, seat: Seat, timeout_s: float) -> RawJob | None:
         wait_s = min(timeout_s, limits.JOB_BLOCK_S)

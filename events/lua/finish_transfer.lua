@@ -30,7 +30,7 @@
 --   {"unseated"}                           another worker sits there and may be copying the same job: nothing written
 --   {"interrupted"}                        the server began a new life since the job was taken, and may not know of it any
 --                                          more: nothing written. Look at the list again
---   {"gone", "", acked}                    there is no such index any more
+--   {"gone", "", acked}                    there is no such index any more; the job is off the stream
 --   {"layout", found}                      the index is of another layout version
 --
 -- A rank's first report counts: an outcome never turns round, however often a job is carried out. Whatever can fail (out
@@ -65,6 +65,7 @@ if done then
   return {'duplicate', done, dismiss()}
 end
 if not known[1] then
+  redis.call('XDEL', jobs, ARGV[3]) -- nobody will ever finish it
   return {'gone', '', dismiss()}
 end
 
@@ -103,6 +104,7 @@ redis.call('HSET', head, 'layout', ARGV[1], 'life', life)
 local new = string.format('%.0f', tonumber(known[1]) + 1)
 if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
     'previous', known[2] or '', 'meta', ARGV[10], 'body', ARGV[11], 'hashes', ARGV[12]) then
+  redis.call('XDEL', jobs, ARGV[3])
   return {'gone', '', dismiss()} -- a log that was deleted must not begin again in its middle
 end
 local updates = {'position', new, 'commit', ARGV[9]}

@@ -124,3 +124,12 @@ def lossy_worker(
     jobs = JobQueue(transport, Seat(POOL, rank, name), ranks, sleep=lambda _s: None)  # type: ignore[arg-type]
     jobs.enter()
     return jobs
+
+
+def delete_consumer(connection: LogConnection, index: str, name: str, rank: int = 0) -> None:
+    """A consumer of the rank's group is gone, and its list with it; the entries are still in the stream."""
+    backend = connection.backend
+    if isinstance(backend, MemoryBackend):
+        backend.jobs(index).delete_consumer(Seat(POOL, rank, name))
+        return
+    client_of(connection).xgroup_delconsumer(IndexKeys.of(index).jobs(POOL), f"rank-{rank}", name)

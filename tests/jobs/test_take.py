@@ -14,7 +14,18 @@ from events.job_ports import Dropped
 from events.jobs import encode_job
 from events.log import LogConnection
 from events.ports import Base, Job
-from tests.jobs.given import POOL, commit, finishes, index_with, job, lose_stream, lossy_worker, seated, taken
+from tests.jobs.given import (
+    POOL,
+    commit,
+    delete_consumer,
+    finishes,
+    index_with,
+    job,
+    lose_stream,
+    lossy_worker,
+    seated,
+    taken,
+)
 
 
 def test_jobs_come_in_the_order_of_their_commits(connection: LogConnection, index_name: str) -> None:
@@ -223,6 +234,29 @@ def test_a_lost_stream_is_read_again_from_its_beginning(connection: LogConnectio
     connection.doorbell(index_name).ring(Job(POOL, "e0:0", encode_job(job("e0:0"))))
 
     assert taken(mine).job == job("e0:0")
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_job_on_a_deleted_list_is_not_lost(connection: LogConnection, index_name: str) -> None:
+    """Otherwise a transfer would never end: its job is in the stream, so it is not rung, and on no list, so nobody has it
+    (redis-facts R19; found by a chaos run).
+
+    Given two ranks, of which one has reported and the other has the job on its list when both consumers are deleted, when
+    they take, then the one gets the job and the other does not; and once it is finished nobody does.
+    """
+    log = index_with(connection, index_name, job(ranks=2))
+    done, other = (seated(connection, index_name, rank=rank, ranks=2) for rank in (0, 1))
+    done.finish(taken(done), ok=True)
+    taken(other)
+    for rank in (0, 1):
+        delete_consumer(connection, index_name, "w", rank)
+
+    assert done.take(0.0) is None
+    again = taken(other)
+    assert (again.job, again.reported) == (job(ranks=2), False)
+    assert other.finish(again, ok=True).outcome == "finished"
+    assert other.take(0.0) is None
+    assert len(finishes(log)) == 1
 
 
 def test_a_job_for_fewer_ranks_is_not_for_the_others(connection: LogConnection, index_name: str) -> None:

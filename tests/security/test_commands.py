@@ -23,6 +23,7 @@ WHOLE_KEYSPACE = {
 RARE = {
     *("asking", "cluster", "select", "ping"),  # clusters, other databases, the library's health checks
     *("xautoclaim", "xpending", "xack"),  # a worker died before
+    *("xinfo", "xrange", "xclaim"),  # a consumer was deleted
     "pttl",  # the server began a new life a moment ago
 }  # fmt: skip
 BY_THE_LIBRARY = {"auth", "hello", "client", "select", "ping", "command"}
