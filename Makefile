@@ -9,10 +9,10 @@ READY  := .venv/.ready
 TESTED := .venv/.ready-for-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench chaos clean
+.PHONY: help setup demo test check bench chaos reliability clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, as in: make demo ARGS="--engines 8 --seed 7"'
 
 setup: $(TESTED) ## create .venv with the pinned versions (the others do it when needed)
@@ -35,6 +35,9 @@ bench: $(READY) ## every figure beside its reference
 
 chaos: $(READY) ## minutes of killing, stopping and cutting off real processes, then every check
 	@.venv/bin/statecore chaos $(ARGS)
+
+reliability: $(READY) ## ops/RELIABILITY.md, from a chaos run and a campaign of the simulator
+	@.venv/bin/statecore reliability $(ARGS)
 
 clean: ## remove all that make made, .venv too
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

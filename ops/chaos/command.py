@@ -17,6 +17,7 @@ from rich.console import Console
 
 from events.embedded import redis_server_binary
 from events.errors import StateCoreError
+from events.keys import checked_name
 from ops.chaos.report import opening, show
 from ops.chaos.run import NotRun, run
 from ops.chaos.scene import Plan
@@ -59,8 +60,9 @@ def command(json_path: Path | None, **options: object) -> None:
 
     Exit code: 0 all promises kept; 1 one is broken, or something that should have occurred did not; 2 wrong options.
     """
-    seed = options.pop("seed")
-    plan = Plan(seed=secrets.randbelow(1 << 31) if seed is None else seed, **options)  # type: ignore[arg-type]
+    drawn = {"seed": secrets.randbelow(1 << 31), "index": f"chaos-{secrets.token_hex(4)}"}
+    plan = Plan(**{**options, **{name: value for name, value in drawn.items() if options[name] is None}})  # type: ignore[arg-type]
+    checked_name(plan.index, "--index")
     if not plan.duration_s >= DURATION_LEAST_S:
         raise Refused(f"--seconds must be at least {DURATION_LEAST_S:.0f}, not {plan.duration_s:g}")
     console = Console(highlight=False)

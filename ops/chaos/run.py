@@ -6,7 +6,6 @@ checks. Whatever happens on the way, everybody is ended and nothing is left behi
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from ops.chaos.scene import Plan, actors_of, matcher, memory_of, pool_of
 from ops.chaos.server import Server
 from ops.chaos.slot import Order
 from ops.chaos.stage import Stage
-from ops.chaos.tormentor import dealt, torment
+from ops.chaos.tormentor import SHORT_S, dealt, torment
 from ops.chaos.verdict import Evidence, verdict
 from ops.reliability.results import ChaosResult, Versions
 
@@ -47,7 +46,7 @@ def run(plan: Plan, watch: Watch = lambda _what: None) -> ChaosResult:
     Raises:
         NotRun: a process could not be started, or the engines never joined.
     """
-    index = f"chaos-{secrets.token_hex(4)}"
+    index = plan.index
     with ExitStack() as everything:
         leftovers = everything.enter_context(Leftovers(index))
         folder = leftovers.folder
@@ -121,7 +120,11 @@ def _run(
         faults=judged.faults,
         totals=judged.totals,
         violations=judged.violations,
-        missing=(*judged.missing, *_missing(plan, stage, judged.totals.commits_acknowledged)),
+        missing=(
+            *judged.missing,
+            *_missing(plan, stage, judged.totals.commits_acknowledged),
+            *([] if evidence.trimmed or plan.duration_s < SHORT_S else ["the log was never trimmed behind a snapshot"]),
+        ),
     )
 
 

@@ -43,9 +43,11 @@ class Plan:
 
     Attributes:
         duration_s: of the part with faults.
+        index: its name; of nobody else on this machine, because its shared memory is removed in the end.
         minimums: what must have happened: kills, network faults, acknowledged commits.
     """
 
+    index: str
     seed: int
     duration_s: float
     engines: int = 4

@@ -46,6 +46,11 @@ class Evidence:
     matches: Matches
     recovery_bound_s: float
 
+    @property
+    def trimmed(self) -> bool:
+        """Whether the log has lost its beginning to a snapshot."""
+        return bool(self.again) and self.again[0].position > 1
+
 
 @attrs.frozen
 class Verdict:

@@ -103,6 +103,7 @@ _COMMANDS: Final = {
     "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
     "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
+    "reliability": Lazy("ops.reliability.command:command", "Write the page of what was shown, from runs."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),
     "worker": Lazy("ops.worker_command:command", "Move the blocks of one rank between GPU and host memory."),
     "keeper": Lazy("ops.keeper_command:command", "Take snapshots, trim the log, notice dead engines."),

@@ -1,0 +1,206 @@
+"""The page `ops/RELIABILITY.md`, made of results: what was run, what was injected, what was found. Pure.
+
+Owns tables and wording. Sums over runs of one kind; says of nothing that it was shown if no run showed it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import attrs
+
+from ops.reliability.results import ChaosResult, FaultResult, PlantedBug, SimulationResult, Totals, Versions
+
+TOTALS: Final[dict[str, str]] = {
+    "commits_acknowledged": "commits acknowledged",
+    "lost": "… lost",
+    "duplicated": "… duplicated",
+    "out_of_order": "… out of real-time order",
+    "ambiguous_landed": "outcomes unknown at first, found out: landed",
+    "ambiguous_not_landed": "… not landed",
+    "ambiguous_wrong": "… untruly",
+    "fenced_refused": "requests of sessions that were over, refused",
+    "transfers_finished": "transfers finished",
+    "effects_doubled": "… effects doubled",
+    "replicas_compared": "replicas compared with a replay at their position",
+    "digests_different": "… digests different",
+    "blocks_verified": "blocks whose bytes were looked at",
+    "blocks_wrong": "… that held something else",
+    "blocks_leaked": "blocks leaked in the end",
+    "transfers_open": "transfers open in the end",
+    "invariants_broken": "invariants broken",
+}
+
+INTRODUCTION: Final = """\
+# Reliability: what was run, and what it showed
+
+`make reliability` makes this page from runs; nothing on it is written by hand. A row says what happened in these runs, with
+these seeds and versions, and no more. What is promised is in `ops/PROMISES.md`, where it is; how the runs work is told by
+`ops/chaos/__init__.py` and `tests/sim`. In a chaos run the seed decides which fault comes when; where it hits a process
+differs from run to run. A campaign of the simulator repeats itself exactly.
+"""
+
+
+def page(chaos: Sequence[ChaosResult], simulation: Sequence[SimulationResult]) -> str:
+    parts = [INTRODUCTION, *_chaos(chaos), *_simulation(simulation)]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+# --- chaos ----------------------------------------------------------------------------------------------------------
+
+
+def _chaos(results: Sequence[ChaosResult]) -> list[str]:
+    title = "## Chaos: real processes, a real Redis, a network that fails\n"
+    if not results:
+        return [title, "Not run for this page.\n"]
+    runs = _table(
+        (
+            "seed",
+            "at",
+            "faults for",
+            "quiet after",
+            "processes",
+            "kills",
+            "network faults",
+            "appendfsync",
+            "versions",
+            "kept",
+        ),
+        [
+            (
+                result.seed,
+                result.at,
+                f"{result.duration_s:.0f} s",
+                f"{result.converged_s:.0f} s",
+                ", ".join(f"{count} {role}s" for role, count in result.processes.items()),
+                ", ".join(f"{count} {role}" for role, count in result.kills.items()),
+                f"{sum(result.network.values()):,}",
+                result.fsync,
+                _versions(result.versions),
+                _verdict(result.ok),
+            )
+            for result in results
+        ],
+    )
+    broken = [f"seed {result.seed}: {each}" for result in results for each in (*result.violations, *result.missing)]
+    return [
+        title,
+        runs,
+        *_broken(broken),
+        _faults(fault for result in results for fault in result.faults),
+        _totals([result.totals for result in results]),
+    ]
+
+
+# --- simulation -----------------------------------------------------------------------------------------------------
+
+
+def _simulation(results: Sequence[SimulationResult]) -> list[str]:
+    title = "## Simulation: engines, workers, keeper and log in one thread, from a seed\n"
+    if not results:
+        return [title, "Not run for this page.\n"]
+    runs = _table(
+        ("seeds", "steps each", "at", "took", "commits", "versions", "kept"),
+        [
+            (
+                f"{result.first_seed} to {result.first_seed + result.seeds - 1}",
+                result.steps,
+                result.at,
+                f"{result.duration_s:.0f} s",
+                f"{result.positions:,}",
+                _versions(result.versions),
+                _verdict(result.ok),
+            )
+            for result in results
+        ],
+    )
+    broken = [each for result in results for each in (*result.failures, *(f"{mark}: never" for mark in result.missing))]
+    planted = [bug for result in results for bug in result.planted]
+    return [
+        title,
+        runs,
+        *_broken(broken),
+        _faults(fault for result in results for fault in result.faults),
+        _totals([result.totals for result in results]),
+        *_planted(planted),
+    ]
+
+
+def _planted(bugs: Sequence[PlantedBug]) -> list[str]:
+    if not bugs:
+        return []
+    caught = sum(bool(bug.caught_by) for bug in bugs)
+    return [
+        f"### Bugs planted on purpose: {caught} of {len(bugs)} caught\n",
+        _table(("bug", "caught by", "how"), [(bug.bug, bug.caught_by or "**nothing**", bug.how) for bug in bugs]),
+    ]
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _faults(faults: Iterable[FaultResult]) -> str:
+    """One row for each kind of fault, summed over runs."""
+    rows: dict[str, FaultResult] = {}
+    for fault in faults:
+        before = rows.get(fault.fault)
+        rows[fault.fault] = fault if before is None else _sum(before, fault)
+    return _table(
+        ("fault", "injected", "survived", "recoveries measured", "violations", "slowest recovery"),
+        [
+            (
+                each.fault,
+                f"{each.injected:,}",
+                f"{each.survived:,}",
+                f"{each.checks:,}",
+                f"{each.violations:,}",
+                "" if each.slowest_recovery_s is None else f"{each.slowest_recovery_s:.1f} s",
+            )
+            for each in rows.values()
+        ],
+    )
+
+
+def _sum(one: FaultResult, other: FaultResult) -> FaultResult:
+    slowest = [each.slowest_recovery_s for each in (one, other) if each.slowest_recovery_s is not None]
+    return FaultResult(
+        fault=one.fault,
+        injected=one.injected + other.injected,
+        survived=one.survived + other.survived,
+        checks=one.checks + other.checks,
+        violations=one.violations + other.violations,
+        slowest_recovery_s=max(slowest, default=None),
+    )
+
+
+def _totals(totals: Sequence[Totals]) -> str:
+    counts: Counter[str] = Counter()
+    for each in totals:
+        counts.update(attrs.asdict(each))
+    return _table(("over all of them", "count"), [(words, f"{counts[name]:,}") for name, words in TOTALS.items()])
+
+
+def _broken(sentences: Sequence[str]) -> list[str]:
+    return ["**Broken or missing:**\n\n" + "\n".join(f"- {each}" for each in sentences) + "\n"] if sentences else []
+
+
+def _verdict(ok: bool) -> str:
+    return "all promises" if ok else "**not all**"
+
+
+def _versions(versions: Versions) -> str:
+    redis = f", Redis {versions.redis}, redis-py {versions.redis_py}" if versions.redis else ""
+    return f"statecore {versions.statecore}, Python {versions.python}{redis}, {versions.system}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return (
+        "\n".join(
+            "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+            for line in lines
+        )
+        + "\n"
+    )
