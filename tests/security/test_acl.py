@@ -186,7 +186,7 @@ BEYOND: Final[dict[str, tuple[tuple[object, ...], ...]]] = {
         ("XREADGROUP", "GROUP", "rank-0", "w", "STREAMS", KEYS.jobs("p"), ">"), ("SCAN", 0),
     ),
     "worker": (
-        ("XTRIM", KEYS.log, "MAXLEN", 0), ("XRANGE", KEYS.log, "-", "+"), ("GETRANGE", KEYS.blob("1"), 0, 1), ("SCAN", 0),
+        ("XTRIM", KEYS.log, "MAXLEN", 0), ("GETRANGE", KEYS.blob("1"), 0, 1), ("SCAN", 0),
         ("SETRANGE", KEYS.blob("1"), 0, "x"), ("PERSIST", KEYS.worker("p", 0)),
     ),
     "keeper": (
@@ -206,7 +206,7 @@ BEYOND_MODERN: Final[dict[str, tuple[tuple[object, ...], ...]]] = {
     ),
     "worker": (
         ("DEL", KEYS.log), ("SET", KEYS.log, "x"), ("XDEL", KEYS.log, "1-0"), ("HSET", KEYS.fence, "engine-0", 9),
-        ("HSET", KEYS.snapshot, "blob", "x"),
+        ("XRANGE", KEYS.log, "-", "+"), ("HSET", KEYS.snapshot, "blob", "x"),
         ("SET", KEYS.lease("engine-0"), 9), ("DEL", KEYS.lease("engine-0")), ("DEL", KEYS.jobs("p")),
         ("XADD", KEYS.jobs("p"), "*", "a", "b"), ("EVAL", "return redis.call('DEL', KEYS[1])", 1, KEYS.log),
         ("EVAL", "return redis.call('HSET', KEYS[1], 'engine-0', 9)", 1, KEYS.fence),
