@@ -46,6 +46,7 @@ FSYNC: Final = ("always", "everysec", "no")
 @click.option("--kills", "kills_min", type=int, default=30, show_default=True, help="At least so many.")
 @click.option("--network", "network_min", type=int, default=1000, show_default=True, help="Faults of it, at least.")
 @click.option("--commits", "commits_min", type=int, default=5000, show_default=True, help="Acknowledged, at least.")
+@click.option("--index", help="Its name, for nobody else on this machine. Default: drawn.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
 )

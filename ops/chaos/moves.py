@@ -32,7 +32,7 @@ REDIS_LONG_STOP_S: Final = APPEND_DEADLINE_S + 1.5
 """So long that who was appending is told that the outcome is unknown, and has to find out later."""
 
 MEMORY_SHORT_S: Final = (0.5, 2.0)
-LAST_WORDS_S: Final = 3.0
+LAST_WORDS_S: Final = 6.0
 """To catch a commit of an engine: one that has nothing to say in this time gets another fate."""
 
 DECIDED_S: Final = 40.0

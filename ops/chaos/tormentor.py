@@ -44,6 +44,9 @@ SHORT_S: Final = 60.0
 JITTER: Final = 0.4
 """Share of the time between two faults by which each is moved."""
 
+LONGER: Final = 2.0
+"""A run that is not done in its time goes on for so many times of it at most."""
+
 assert DECK.keys() == MOVES.keys(), "every fault is dealt"
 
 
@@ -73,7 +76,7 @@ def deck(seed: int, duration_s: float) -> list[str]:
 def torment(
     stage: Stage, seed: int, duration_s: float, watch: Callable[[str], None], enough: Callable[[], bool]
 ) -> None:
-    """Make faults for so long, and longer until there are `enough` (twice as long at most); return when all are healed.
+    """Make faults for so long, and `LONGER` until all are dealt and there are `enough`; return when all are healed.
 
     `watch` is told each fault.
     """
@@ -82,16 +85,19 @@ def torment(
     distance_s = duration_s / (len(cards) + 1)
     begun = time.monotonic()
     due = begun + distance_s
-    while time.monotonic() - begun < duration_s or (not enough() and time.monotonic() - begun < 2 * duration_s):
+
+    def goes_on() -> bool:
+        cards.extend(stage.undone)
+        stage.undone.clear()
+        lasted_s = time.monotonic() - begun
+        return lasted_s < duration_s or (lasted_s < LONGER * duration_s and (bool(cards) or not enough()))
+
+    while goes_on() or not stage.quiet:
         stage.tick()
-        while stage.undone:
-            cards.append(stage.undone.pop())
-        if cards and time.monotonic() >= due:
+        if cards and due <= time.monotonic() and goes_on():
             due += distance_s * chance.uniform(1 - JITTER, 1 + JITTER)
             card = cards.popleft()
             if MOVES[card](stage, card):
                 watch(card)
             else:
                 cards.append(card)
-    while not stage.quiet:
-        stage.tick()

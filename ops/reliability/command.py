@@ -64,10 +64,16 @@ def _results(kind: type[Result], files: Sequence[Path], runs: Sequence[Sequence[
         made: list[Result] = []
         for number, words in enumerate(runs):
             path = Path(folder) / f"{number}.json"
-            click.echo(f"Running: statecore {' '.join(words)}")
-            subprocess.run([sys.executable, "-m", "ops.cli", *words, "--json", str(path)], check=False)
-            if path.exists():
+            if _run(words, path):
                 made.append(read(path, kind))
-            else:
-                say_error(f"statecore {' '.join(words)} left no result")
         return made, len(made) == len(runs) and all(each.ok for each in made)
+
+
+def _run(words: Sequence[str], path: Path) -> bool:
+    """Whether it left a result."""
+    line = " ".join(words)
+    click.echo(f"Running: statecore {line}")
+    subprocess.run([sys.executable, "-m", "ops.cli", *words, "--json", str(path)], check=False)
+    if not path.exists():
+        say_error(f"statecore {line} left no result")
+    return path.exists()
