@@ -103,6 +103,7 @@ class MemoryTransport:
                 if self.leases([name])[0]:
                     return StillAlive(name)
             self._add(record, touches)
+            self._let_in, self._opens_at = self.life, 0.0
             for name, lowest in fences:
                 self._fences[name] = lowest
                 self._leases.pop(name, None)
@@ -123,7 +124,6 @@ class MemoryTransport:
         position = self.position + 1
         self._records.append(StoredRecord(position, self._commit_id_at(position - 1), record))
         self._versions.update(dict.fromkeys(touches, position))
-        self._let_in, self._opens_at = self.life, 0.0
 
     def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
         with self._mutex:

@@ -100,7 +100,7 @@ if outcome ~= ARGV[8] then
   return failures
 end
 
-redis.call('HSET', head, 'layout', ARGV[1], 'life', life)
+redis.call('HSET', head, 'layout', ARGV[1]) -- whether the log is open in this life, commits say
 local new = string.format('%.0f', tonumber(known[1]) + 1)
 if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
     'previous', known[2] or '', 'meta', ARGV[10], 'body', ARGV[11], 'hashes', ARGV[12]) then
