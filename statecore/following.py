@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from events.errors import CorruptState, InvalidInput
+from events.limits import LEASE_EVERY_S
 from events.ports import Entry, Log
 from statecore.life import Life
 from statecore.outcomes import Outcomes
@@ -181,7 +182,7 @@ class Following:
                 self._turn.release()
             if not known.under_way:
                 return known
-            self._log.wait(after, left)
+            self._log.wait(after, min(left, LEASE_EVERY_S))  # no entry tells that this life is over
         return self.transfer(transfer)
 
     def _look_again_for_news(self) -> None:

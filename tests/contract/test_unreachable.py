@@ -175,7 +175,7 @@ def test_who_has_not_heard_for_too_long_does_not_even_try(
 def test_workers_wait_in_bounded_time(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """E-43: otherwise a worker could not be stopped while Redis hangs.
 
-    Given a suspended server, when a worker takes, beats, reports, enters and leaves, then each ends in bounded time and says so.
+    Given a suspended server, when a worker takes, beats, reports, enters and leaves, then each ends in bounded time.
     """
     monkeypatch.setattr(limits, "JOB_BLOCK_S", 0.1)
     with connect(server.url) as connection:

@@ -2,7 +2,8 @@
 
 Named on a worker's command line as `tests.workers.held_store:HeldStore`. While the file `hold` is in the folder that
 `STATECORE_TEST_FOLDER` names, a copy moves its first block, writes `reached-<pid>`, and waits until `hold` is gone.
-`STATECORE_TEST_PATIENCE_S` shortens, in the worker, how long a job and a heartbeat live without a word.
+`STATECORE_TEST_PATIENCE_S` shortens, in the worker, how long a job and a heartbeat live without a word; and
+`STATECORE_TEST_BARRIER_S` how long the log stays closed after its server began a new life.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from workers.paddle_store import PaddleStore
 
 FOLDER_VARIABLE: Final = "STATECORE_TEST_FOLDER"
 PATIENCE_VARIABLE: Final = "STATECORE_TEST_PATIENCE_S"
+BARRIER_VARIABLE: Final = "STATECORE_TEST_BARRIER_S"
 
 if PATIENCE_VARIABLE in os.environ:
     limits.JOB_IDLE_S = limits.HEARTBEAT_TTL_S = float(os.environ[PATIENCE_VARIABLE])  # type: ignore[misc]
     limits.HEARTBEAT_EVERY_S = limits.HEARTBEAT_TTL_S / 5  # type: ignore[misc]
+if BARRIER_VARIABLE in os.environ:
+    limits.BARRIER_S = float(os.environ[BARRIER_VARIABLE])  # type: ignore[misc]
 
 
 def copied_in_two_parts(copy: Callable[..., int], *pools: str, blocks: tuple[BlockRanges, BlockRanges]) -> int:
