@@ -25,8 +25,9 @@ from events.facts import (
     TransferCancelled,
 )
 from statecore import ranges, tree
-from statecore.commands import Clear, Depose, Join, Leave, Pause, Resize, Resume
+from statecore.commands import Clear, Depose, Forget, Join, Leave, Pause, Resize, Resume
 from statecore.decision import Decision, engine_of, pool_of
+from statecore.eviction import choose_victims, eviction
 from statecore.rejections import DifferentIndex, InUse, Rejection, UnknownPool
 from statecore.sends import Send
 from statecore.state import CPU, GPU, Engine, Pool, State, Transfer, private_ranges
@@ -64,8 +65,8 @@ def join(state: State, command: Join) -> Decision:
     if engine is not None and engine.alive:
         facts += _sends_cancelled(state, engine, "a new life of its engine began")
         facts.append(EngineLost(command.engine, session, "a new life of the engine began"))
-    if engine is not None and not (command.memory_survives or command.same_process):
-        facts += _dropped(state, engine, command.gpu_pool)
+    if command.history_lost or (engine is not None and not (command.memory_survives or command.same_process)):
+        facts += _dropped(state, command.engine, command.gpu_pool)
     facts.append(
         EngineJoined(
             command.engine,
@@ -79,11 +80,11 @@ def join(state: State, command: Join) -> Decision:
     return facts
 
 
-def _dropped(state: State, engine: Engine, name: str) -> list[Fact]:
+def _dropped(state: State, engine: str, name: str) -> list[Fact]:
     """The engine's last life took the bytes of its GPU pool along, unless another engine works in that pool."""
     pool = state.pools.get(name)
     others = [
-        other for other in state.engines.values() if other.alive and other is not engine and other.gpu_pool == name
+        other for other in state.engines.values() if other.alive and other.name != engine and other.gpu_pool == name
     ]
     if pool is None or others or not any(name in node.copies for node in state.nodes.values()):
         return []
@@ -93,8 +94,16 @@ def _dropped(state: State, engine: Engine, name: str) -> list[Fact]:
             for transfer in state.transfers.values()
             if name in (transfer.source, transfer.destination) and not transfer.cancelled
         ),
-        PoolDropped(engine.name, name),
+        PoolDropped(engine, name),
     ]
+
+
+def forget(state: State, command: Forget) -> Decision:
+    engine = engine_of(state, command.engine)
+    if isinstance(engine, Rejection):
+        return engine
+    pools = [state.pools[name] for name in (engine.gpu_pool, engine.cpu_pool) if name is not None]
+    return [eviction(state, pool, victim) for pool in pools for victim in choose_victims(state, pool, pool.unpinned)]
 
 
 def _has_host(state: State) -> bool:
@@ -126,7 +135,7 @@ def depose(state: State, command: Depose) -> Decision:
     if engine is None or not engine.alive or engine.session != command.session:
         return []
     facts = _sends_cancelled(state, engine, f"engine {engine.name!r} is lost")
-    dropped = [] if engine.memory_survives else _dropped(state, engine, engine.gpu_pool)
+    dropped = [] if engine.memory_survives else _dropped(state, engine.name, engine.gpu_pool)
     cancelled = {fact.transfer for fact in facts if isinstance(fact, TransferCancelled)}
     facts += [fact for fact in dropped if isinstance(fact, TransferCancelled) and fact.transfer not in cancelled]
     facts.append(EngineLost(engine.name, engine.session, command.reason))

@@ -20,6 +20,8 @@ class Join:
         policy: write policy and watermarks; None to take what the index has.
         memory_survives: the bytes of the GPU pool outlive a process.
         same_process: this life follows one of the same process, which has the memory still.
+        history_lost: the life before knew an end of the log that is gone. What it wrote there, over copies that it had
+            evicted, the log knows nothing of: bytes and copies may differ.
         first_policy: what an index without a policy gets with its first host pool.
     """
 
@@ -35,10 +37,15 @@ class Join:
     first_policy: PolicyChosen | None = None
     memory_survives: bool = True
     same_process: bool = False
+    history_lost: bool = False
 
     def in_the_same_process(self) -> Join:
         """The same for the next life of this process, which has the memory still."""
-        return attrs.evolve(self, same_process=True)
+        return attrs.evolve(self, same_process=True, history_lost=False)
+
+    def after_lost_history(self) -> Join:
+        """The same for the life after one whose history is gone."""
+        return attrs.evolve(self, history_lost=True)
 
     def sized(self, tier: str, blocks: int) -> Join:
         """The same with a pool of another size."""
@@ -118,6 +125,13 @@ class Adopt:
     engine: str
     request: str
     blocks: BlockRanges
+
+
+@attrs.frozen(slots=True)
+class Forget:
+    """Give up every copy in the engine's pools that nobody pins: their bytes may be others than the log says."""
+
+    engine: str
 
 
 @attrs.frozen(slots=True)
@@ -219,6 +233,7 @@ Command: TypeAlias = (
     | Allocate
     | AllocateHost
     | Adopt
+    | Forget
     | MakeRoom
     | Recycle
     | Extend

@@ -34,7 +34,7 @@ from events.ports import (
     Trimmed,
 )
 from statecore.answers import no_answer
-from statecore.commands import Command, Join, Leave
+from statecore.commands import Command, Forget, Join, Leave
 from statecore.following import Following
 from statecore.rejections import Contended, Rejection, SessionOver
 from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
@@ -79,21 +79,28 @@ class Session(Following):
             self._on_begin = on_begin
             self._log.drop_lease()
             if self._life.corrupt is not None:
-                self._anew()
+                self._left_behind()
             self._life.over()
             self._doubt, self._life.number = None, 0
             try:
                 self.refresh()
                 self._join_once()
             except RolledBack:
-                self._anew()
+                self._left_behind()
                 self.refresh()
                 self._join_once()
             self._join = self._join.in_the_same_process()
 
+    def _left_behind(self) -> None:
+        """What this process knew the log does not hold: whatever it wrote then is not what the log says of those blocks."""
+        self._anew()
+        self._join = self._join.after_lost_history()
+
     def _join_once(self) -> None:
         with self._begin(explicit=False) as step:
             self.perform(self._join, None, no_answer)
+            if self._join.history_lost:
+                self.perform(Forget(self._join.engine), None, no_answer)
             step.when_it_stands(self._begun)
 
     def _begun(self) -> None:
