@@ -192,7 +192,7 @@ def test_following_can_be_declined(connection: LogConnection, index_name: str) -
 
     assert not log.following
     assert log.arrived(0) == ()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # one of an earlier test may have ended meanwhile
 
 
 @pytest.mark.usefixtures("impatient")
