@@ -25,7 +25,8 @@ SCHEMA: Final = 3
 """Number of the schema the facts below make up. An entry with a higher one is refused (`NewerSchema`).
 
 2: pools change size, serving pauses, caches are cleared, prefill sends to decode. What 1 had is as it was.
-3: `EngineJoined` says whether its memory outlives it, `EngineLost` says why; `migrations/` fills them in older facts."""
+3: `EngineJoined` says whether its memory outlives it, `EngineLost` says why (`migrations/` fills them in older facts);
+`HistoryLost`."""
 
 BlockRanges: TypeAlias = tuple[tuple[int, int], ...]
 """Block ids as `((start, count), …)`, in token order; neighbours that continue each other are merged."""
@@ -281,6 +282,22 @@ class SendStarted:
 
 
 @attrs.frozen(slots=True)
+class HistoryLost:
+    """Somebody knew an end of the history that is gone. What its writers did to blocks the log knows nothing of.
+
+    So every copy that nobody pins is given up, in every pool: it may have been evicted in the lost part, and its blocks hold
+    other bytes. Transfers under way were cancelled before: they may have ended there.
+
+    Attributes:
+        told_by: who appended this.
+        commit: id of a commit that was lost.
+    """
+
+    told_by: str
+    commit: str
+
+
+@attrs.frozen(slots=True)
 class ServicePaused:
     """No request may begin, in any engine, until `ServiceResumed`; those that live go on. `engine` asked for it."""
 
@@ -328,6 +345,7 @@ Fact: TypeAlias = (
     | TransferFinished
     | TransferCancelled
     | SendStarted
+    | HistoryLost
     | ServicePaused
     | ServiceResumed
     | CacheCleared
@@ -353,6 +371,7 @@ FACT_TYPES: Final[tuple[type[Fact], ...]] = (
     TransferFinished,
     TransferCancelled,
     SendStarted,
+    HistoryLost,
     ServicePaused,
     ServiceResumed,
     CacheCleared,

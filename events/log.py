@@ -38,6 +38,7 @@ from events.ports import (
     Entry,
     Fenced,
     Head,
+    LossInTheWay,
     Mutex,
     RawAppended,
     RawConflicted,
@@ -145,6 +146,7 @@ class EventLog:
                 fences=commit.fences,
                 jobs=commit.jobs,
                 lapsed=commit.lapsed,
+                forgets=commit.forgets,
             )
         except OutcomeUnknown:
             self._doubt = (commit.id, record)
@@ -159,7 +161,7 @@ class EventLog:
         if isinstance(raw, RawConflicted):
             missed = codec.decode_all(raw.missed)
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
-        if isinstance(raw, StillAlive):
+        if isinstance(raw, StillAlive | LossInTheWay):
             return raw
         if isinstance(raw, Trimmed):
             if not self.head().first:

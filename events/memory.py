@@ -24,6 +24,7 @@ from events.ports import (
     Fenced,
     Head,
     Job,
+    LossInTheWay,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -58,6 +59,8 @@ class MemoryTransport:
         self._let_in = self.life = ""
         self._opens_at = 0.0
         self._keeper = ("", 0.0)
+        self._lost: str | None = None
+        self._forgot: str | None = None
         self.leases_run_out = clock is not None
         self.jobs: dict[str, list[Job]] = {}
         self._mutex: Final = threading.Condition()
@@ -80,21 +83,14 @@ class MemoryTransport:
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
         lapsed: tuple[str, ...] = (),
+        forgets: bool = False,
     ) -> RawReply:
         with self._mutex:
-            position = self.position
-            lowest = self._fences.get(engine)
-            if lowest is not None and session < lowest:
-                return Fenced(lowest)
-            diverged = self._diverged(base)
-            if diverged is not None:
-                return diverged
-            if (left := self.closed_for()) > 0:
-                raise closed(left)
-            if self.trimmed_after(base):
-                return Trimmed()
-            if position - base.position > MISSED_ENTRIES_MAX:
-                return Behind(position)
+            refused = self._out_of_place(engine, session, base, forgets)
+            if refused is not None:
+                return refused
+            if self.position - base.position > MISSED_ENTRIES_MAX:
+                return Behind(self.position)
             missed = tuple(self._records[base.position - self._first + 1 :])
             for scope in checks:
                 if self._versions.get(scope, 0) > base.position:
@@ -104,6 +100,8 @@ class MemoryTransport:
                     return StillAlive(name)
             self._add(record, touches)
             self._let_in, self._opens_at = self.life, 0.0
+            if forgets:
+                self._forgot = self._lost
             for name, lowest in fences:
                 self._fences[name] = lowest
                 self._leases.pop(name, None)
@@ -113,6 +111,25 @@ class MemoryTransport:
                 self.jobs.setdefault(job.pool, []).append(job)
             self._mutex.notify_all()
             return RawAppended(self.position, missed)
+
+    def _out_of_place(
+        self, engine: str, session: int, base: Base, forgets: bool
+    ) -> Fenced | Diverged | Trimmed | LossInTheWay | None:
+        """Why this writer may not append here at all, whatever it wants to write."""
+        lowest = self._fences.get(engine)
+        if lowest is not None and session < lowest:
+            return Fenced(lowest)
+        diverged = self._diverged(base)
+        if diverged is not None:
+            self.note_loss(base)
+            return diverged
+        if (left := self.closed_for()) > 0:
+            raise closed(left)
+        if self.trimmed_after(base):
+            return Trimmed()
+        if self._lost not in (None, self._forgot) and not forgets:
+            return LossInTheWay(str(self._lost))
+        return None
 
     def append_unchecked(self, record: Record, touches: tuple[str, ...]) -> int:
         """Append at whatever the head is, as a worker's finish does; returns the position. For who holds `changed`."""
@@ -133,6 +150,7 @@ class MemoryTransport:
                 return Fenced(lowest)
             diverged = self._diverged(base)
             if diverged is not None:
+                self.note_loss(base)
                 return diverged
             self._leases[engine] = self._clock() + limits.LEASE_TTL_S
             return Renewed(self.life, left, not self.trimmed_after(base))
@@ -140,6 +158,11 @@ class MemoryTransport:
     def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
         with self._mutex:
             return tuple([name in self._leases and self._clock() < self._leases[name] for name in engines])
+
+    def note_loss(self, base: Base) -> None:
+        with self._mutex:
+            if self.position:
+                self._lost = base.commit_id
 
     def keep(self, token: str, ttl_s: float) -> bool:
         with self._mutex:

@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeAlias
 
 import attrs
 
-from events.facts import Fact
+from events.facts import Fact, HistoryLost
 
 # --- commits and entries --------------------------------------------------------------------------------------------
 
@@ -75,6 +75,11 @@ class Commit:
     fences: tuple[tuple[str, int], ...] = ()
     jobs: tuple[Job, ...] = ()
     lapsed: tuple[str, ...] = ()
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it deals with a lost end of the history: it is taken while such a loss keeps all others out."""
+        return any(type(fact) is HistoryLost for fact in self.facts)
 
 
 @attrs.frozen
@@ -165,7 +170,14 @@ class StillAlive:
     engine: str
 
 
-AppendReply: TypeAlias = Appended | Conflicted | Fenced | Diverged | Trimmed | StillAlive
+@attrs.frozen
+class LossInTheWay:
+    """Not appended: somebody knew `commit`, and the log does not hold it. `HistoryLost` has to be appended first."""
+
+    commit: str
+
+
+AppendReply: TypeAlias = Appended | Conflicted | Fenced | Diverged | Trimmed | StillAlive | LossInTheWay
 
 
 # --- the same answers before decoding -------------------------------------------------------------------------------
@@ -190,7 +202,7 @@ class Behind:
     head: int
 
 
-RawReply: TypeAlias = RawAppended | RawConflicted | Behind | Fenced | Diverged | Trimmed | StillAlive
+RawReply: TypeAlias = RawAppended | RawConflicted | Behind | Fenced | Diverged | Trimmed | StillAlive | LossInTheWay
 
 
 @attrs.frozen

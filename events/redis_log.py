@@ -23,6 +23,7 @@ from events.ports import (
     Fenced,
     Head,
     Job,
+    LossInTheWay,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -66,6 +67,7 @@ class RedisTransport:
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
         lapsed: tuple[str, ...] = (),
+        forgets: bool = False,
     ) -> RawReply:
         named = [
             self._keys.log, self._keys.head, self._keys.fence, self._keys.closed,
@@ -75,7 +77,8 @@ class RedisTransport:
         ]  # fmt: skip
         arguments: list[str | bytes | int] = [
             keys.LAYOUT, engine, session, base.position, base.commit_id, MISSED_ENTRIES_MAX,
-            record.commit_id, meta_of(record), record.body, record.hashes, _ms(limits.BARRIER_S), _ms(limits.LEASE_TTL_S),
+            record.commit_id, meta_of(record), record.body, record.hashes,
+            _ms(limits.BARRIER_S), _ms(limits.LEASE_TTL_S), int(forgets),
             len(checks), *checks,
             len(touches), *touches,
             len(fences), *(part for fence in fences for part in fence),
@@ -114,6 +117,12 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         return tuple([lease is not None for lease in cast("list[bytes | None]", held)])
+
+    def note_loss(self, base: Base) -> None:
+        try:
+            self._client.hset(self._keys.head, keys.HEAD_LOST, base.commit_id)
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
 
     def keep(self, token: str, ttl_s: float) -> bool:
         try:
@@ -215,6 +224,8 @@ def _reply(answer: Sequence[Any]) -> RawReply:
             return Trimmed()
         case b"closed":
             raise clients.closed(int(answer[1]) / 1000)
+        case b"lost":
+            return LossInTheWay(bytes(answer[1]).decode())
         case b"alive":
             return StillAlive(bytes(answer[1]).decode())
         case b"diverged":

@@ -80,6 +80,10 @@ class Transport(Protocol):
         """Which of these engines hold their lease."""
         ...
 
+    def note_loss(self, base: Base) -> None:
+        """Somebody knew this commit, and the log does not hold it: `HistoryLost` must come before any other commit."""
+        ...
+
     def keep(self, token: str, ttl_s: float) -> bool:
         """Be the keeper that acts for so long, or go on being it; False while another one is."""
         ...
@@ -96,6 +100,7 @@ class Transport(Protocol):
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
         lapsed: tuple[str, ...] = (),
+        forgets: bool = False,
     ) -> RawReply:
         """Append if fence, base and checks allow; see `events/lua/commit.lua` for the exact order."""
         ...

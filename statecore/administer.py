@@ -15,6 +15,7 @@ from events.facts import (
     EngineLeft,
     EngineLost,
     Fact,
+    HistoryLost,
     IndexCreated,
     PolicyChosen,
     PoolAdded,
@@ -27,7 +28,6 @@ from events.facts import (
 from statecore import ranges, tree
 from statecore.commands import Clear, Depose, Forget, Join, Leave, Pause, Resize, Resume
 from statecore.decision import Decision, engine_of, pool_of
-from statecore.eviction import choose_victims, eviction
 from statecore.rejections import DifferentIndex, InUse, Rejection, UnknownPool
 from statecore.sends import Send
 from statecore.state import CPU, GPU, Engine, Pool, State, Transfer, private_ranges
@@ -99,11 +99,15 @@ def _dropped(state: State, engine: str, name: str) -> list[Fact]:
 
 
 def forget(state: State, command: Forget) -> Decision:
-    engine = engine_of(state, command.engine)
-    if isinstance(engine, Rejection):
-        return engine
-    pools = [state.pools[name] for name in (engine.gpu_pool, engine.cpu_pool) if name is not None]
-    return [eviction(state, pool, victim) for pool in pools for victim in choose_victims(state, pool, pool.unpinned)]
+    """Transfers first: they may have ended in the lost part, and their blocks have been given to others."""
+    return [
+        *(
+            TransferCancelled(transfer.id, f"it may have ended in a part of history that is lost ({command.commit})")
+            for transfer in state.transfers.values()
+            if not transfer.cancelled
+        ),
+        HistoryLost(command.author, command.commit),
+    ]
 
 
 def _has_host(state: State) -> bool:

@@ -129,9 +129,15 @@ class Adopt:
 
 @attrs.frozen(slots=True)
 class Forget:
-    """Give up every copy in the engine's pools that nobody pins: their bytes may be others than the log says."""
+    """Deal with a lost end of the history: give up every copy that nobody pins; their bytes may be others than the log says.
 
-    engine: str
+    Attributes:
+        author: who asks.
+        commit: id of a commit that was lost.
+    """
+
+    author: str
+    commit: str
 
 
 @attrs.frozen(slots=True)

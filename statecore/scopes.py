@@ -9,7 +9,8 @@ commit checks and touches its own engine.
 |--------------------------------------------|--------------|--------------|--------------------------------------------|
 | IndexCreated, PoolAdded, PolicyChosen      | index        | index        | created once                               |
 | PoolResized, PoolDropped                   | pool         | pool         | takes                                      |
-| ServicePaused, ServiceResumed, CacheCleared | everything  | everything   | speak for all engines and pools            |
+| ServicePaused, ServiceResumed, CacheCleared, | everything | everything | speak for all engines and pools             |
+| HistoryLost                                |              |              |                                            |
 | EngineJoined                               | index,engine | index,engine | whoever speaks for all must know of it     |
 | EngineLeft, EngineLost                     | engine       | engine       | gives back; unfinished copies only it saw  |
 | PrefixMatched, a hit                       | pool         | pool         | pins copies that another might evict       |
@@ -38,6 +39,7 @@ from events.facts import (
     EngineLeft,
     EngineLost,
     Fact,
+    HistoryLost,
     IndexCreated,
     PathExtended,
     PathReady,
@@ -107,7 +109,7 @@ def _scopes_of_fact(state: State, engine: str, fact: Fact) -> Iterable[str]:
             return pool_scope(transfer.source), pool_scope(transfer.destination), ends_scope(transfer.engine)
         case SendStarted():
             return (engine_scope(fact.receiver),)
-        case ServicePaused() | ServiceResumed() | CacheCleared():
+        case ServicePaused() | ServiceResumed() | CacheCleared() | HistoryLost():
             return INDEX_SCOPE, *map(pool_scope, state.pools), *map(engine_scope, state.engines)
         case IndexCreated() | PoolAdded() | PolicyChosen():
             return (INDEX_SCOPE,)

@@ -6,7 +6,7 @@ Owns the end of everything cached at once.
 from __future__ import annotations
 
 from events.errors import CorruptState
-from events.facts import CacheCleared, PoolDropped, PoolResized, ServicePaused, ServiceResumed
+from events.facts import CacheCleared, HistoryLost, PoolDropped, PoolResized, ServicePaused, ServiceResumed
 from statecore import tree
 from statecore.state import State
 
@@ -58,6 +58,19 @@ def cleared(state: State, fact: CacheCleared) -> None:
             raise CorruptState(f"the cache is cleared while transfer {transfer.id!r} goes on")
     _forget(state, tuple(sorted(state.pools)))
     state.journal.set(state, "clears", state.clears + 1)
+
+
+def history_lost(state: State, fact: HistoryLost) -> None:
+    """Bottom-up, so that what hangs below an unpinned copy goes first; what is pinned, or computed right now, stays."""
+    for transfer in state.transfers.values():
+        if not transfer.cancelled:
+            raise CorruptState(f"history is lost ({fact.commit}) while transfer {transfer.id!r} goes on")
+    for node in sorted(state.nodes.values(), key=lambda node: (-node.end, node.id)):
+        for name in sorted(node.copies):
+            if node.copies[name].evictable:
+                pool = state.pools[name]
+                blocks = tree.remove_copy(state, pool, node)
+                state.journal.call(pool.free.add, pool.free.remove, blocks)
 
 
 def _forget(state: State, pools: tuple[str, ...]) -> None:

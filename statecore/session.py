@@ -30,9 +30,11 @@ from events.ports import (
     Entry,
     Fenced,
     Log,
+    LossInTheWay,
     StillAlive,
     Trimmed,
 )
+from statecore.alone import commit_of_one
 from statecore.answers import no_answer
 from statecore.commands import Command, Forget, Join, Leave
 from statecore.following import Following
@@ -54,6 +56,7 @@ class Session(Following):
         super().__init__(log, join.engine)
         self._join = join
         self._doubt: Doubt | None = None
+        self._lost = ""
         self._on_begin: Callable[[], None] = lambda: None
         self._rejoin_automatically = rejoin_automatically
         self.commits = 0
@@ -93,6 +96,7 @@ class Session(Following):
 
     def _left_behind(self) -> None:
         """What this process knew the log does not hold: whatever it wrote then is not what the log says of those blocks."""
+        self._lost = self._replica.base.commit_id or self._lost
         self._anew()
         self._join = self._join.after_lost_history()
 
@@ -100,7 +104,7 @@ class Session(Following):
         with self._begin(explicit=False) as step:
             self.perform(self._join, None, no_answer)
             if self._join.history_lost:
-                self.perform(Forget(self._join.engine), None, no_answer)
+                self.perform(Forget(self._join.engine, self._lost), None, no_answer)
             step.when_it_stands(self._begun)
 
     def _begun(self) -> None:
@@ -152,6 +156,8 @@ class Session(Following):
                         raise self._life.ended_by(reply, self._replica.state)
                     case Trimmed():
                         raise self._life.over(reason=f"the log has forgotten what became of commit {doubt.commit.id}")
+                    case LossInTheWay():
+                        return False
                     case StillAlive():
                         raise AssertionError("an engine declares nobody else lost")
             return True
@@ -252,6 +258,7 @@ class Session(Following):
                 )
                 base = self._replica.base
             step.attempts = attempt
+            loss: LossInTheWay | None = None
             reply = self._append(step, commit, base)
             with self._guard:
                 match reply:
@@ -269,9 +276,42 @@ class Session(Following):
                         behind = True
                     case Fenced() | Diverged():
                         raise self._life.ended_by(reply, self._replica.state)
+                    case LossInTheWay():
+                        self._replica.undo()
+                        loss = reply
                     case StillAlive():
                         raise AssertionError("an engine declares nobody else lost")
+            if loss is not None:
+                self._deal_with(step, loss)
         raise Contended(step.attempts, scope)
+
+    def _deal_with(self, step: Step, loss: LossInTheWay) -> None:
+        """Somebody knew an end of the history that is gone: what it may have overwritten is given up before anything else.
+
+        In a commit of its own, so that the step is decided again on what is left; a life that begins does it with the step.
+        """
+        command = Forget(self._join.engine, loss.commit)
+        if not self.number:
+            step.operations.append(Operation(command, None, no_answer))
+            return
+        with self._guard:
+            prepared = commit_of_one(self._log, self._replica, (self._join.engine, self.number), command)
+        if prepared is None:
+            return
+        commit, base = prepared
+        reply = self._log.append(commit, base)
+        with self._guard:
+            match reply:
+                case Appended():
+                    self._apply(reply.missed)
+                    self._replica.redo(commit.facts)
+                    self._replica.settle(reply.position, commit.id)
+                    self._outcomes.note(commit.facts, self._replica.state)
+                    self._log.at(self._replica.base)
+                case Conflicted():
+                    self._apply(reply.missed)
+                case Fenced() | Diverged():
+                    raise self._life.ended_by(reply, self._replica.state)
 
     def _append(self, step: Step, commit: Commit, base: Base) -> AppendReply:
         try:

@@ -25,14 +25,13 @@ import attrs
 from events import limits
 from events.errors import CorruptState, NewerSchema, RolledBack, Unavailable
 from events.keeping import Keeping
-from events.ports import Appended, Commit, Conflicted, SnapshotPointer, StillAlive
+from events.ports import Appended, AppendReply, Conflicted, LossInTheWay, SnapshotPointer, StillAlive
 from events.transport import Published
 from statecore import invariants, snapshot
-from statecore.commands import Depose
-from statecore.rejections import Rejection
+from statecore.alone import commit_of_one
+from statecore.commands import Command, Depose, Forget
 from statecore.replica import Replica
 from statecore.restoring import of_snapshot, up_to_date
-from statecore.scopes import fences_of, scopes_of
 from workers.lease_watch import LeaseWatch
 from workers.log_lines import Say
 from workers.rebuild import ring_all
@@ -133,6 +132,8 @@ class Keeper:
             log.alarm(f"the log was rolled back: {error}. Engines that knew more of it begin new lives")
             self._say("rolled_back", reason=str(error))
             self.totals.rolled_back += 1
+            if self._replica is not None:
+                self._place.transport.note_loss(self._replica.base)
             self._replica = self._pointers = None
             self._watch.lost_contact()
             self._replica = up_to_date(log)
@@ -153,39 +154,36 @@ class Keeper:
             self._declare_lost(replica, Depose(engine, session, reason))
 
     def _declare_lost(self, replica: Replica, command: Depose) -> None:
-        base = replica.base
-        facts = replica.propose(command)
-        try:
-            if isinstance(facts, Rejection) or not facts:
-                return
-            scopes = scopes_of(replica.state, AUTHOR, facts)
-            commit = Commit(
-                id=self._place.log.next_commit_id(),
-                engine=AUTHOR,
-                session=0,
-                facts=tuple(facts),
-                checks=scopes,
-                touches=scopes,
-                fences=fences_of(facts),
-                lapsed=(command.engine,),
-            )
-        finally:
-            replica.undo()
-        reply = self._place.log.append(commit, base)
-        match reply:
+        match self._append(replica, command, lapsed=(command.engine,)):
             case Appended():
-                replica.apply_all(reply.missed)
-                replica.redo(commit.facts)
-                replica.settle(reply.position, commit.id)
                 self.totals.deposed += 1
                 self._say("deposed", engine=command.engine, session=command.session, reason=command.reason)
-            case Conflicted():
-                replica.apply_all(reply.missed)  # the next turn looks again
             case StillAlive():
                 self.totals.spared += 1
                 self._watch.lost_contact()
+            case LossInTheWay() as loss:
+                self._forget(replica, loss.commit)
             case _:
-                pass  # it was fenced, trimmed or rolled back: catching up finds out which
+                pass  # conflicted, trimmed or rolled back: the next turn looks again
+
+    def _forget(self, replica: Replica, commit: str) -> None:
+        """Nobody may trust what a lost part of history may have overwritten."""
+        if isinstance(self._append(replica, Forget(AUTHOR, commit)), Appended):
+            self._say("history_lost", commit=commit, position=replica.state.position)
+
+    def _append(self, replica: Replica, command: Command, lapsed: tuple[str, ...] = ()) -> AppendReply | None:
+        """One command, one attempt; the replica follows what the log answers."""
+        prepared = commit_of_one(self._place.log, replica, (AUTHOR, 0), command, lapsed)
+        if prepared is None:
+            return None
+        commit, base = prepared
+        reply = self._place.log.append(commit, base)
+        if isinstance(reply, Appended | Conflicted):
+            replica.apply_all(reply.missed)
+        if isinstance(reply, Appended):
+            replica.redo(commit.facts)
+            replica.settle(reply.position, commit.id)
+        return reply
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

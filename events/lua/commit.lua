@@ -2,8 +2,9 @@
 -- Needs server_life.lua and continuity.lua in front of it.
 --
 -- KEYS  1 log     stream  entry id <position>-0
---       2 head    hash    position, commit (id of the last one), layout, life and opening (see server_life.lua), and per
---                         scope the position that last touched it
+--       2 head    hash    position, commit (id of the last one), layout, life and opening (see server_life.lua), lost and
+--                         forgot (commit ids: of the last one that somebody knew and the log does not hold; the same
+--                         once that loss is dealt with), and per scope the position that last touched it
 --       3 fence   hash    engine -> lowest session that may append
 --       4 closed  string  is there while the log is closed
 --       5..       string  the lease of the engine of each fence, then of each that must have lapsed, in order
@@ -14,8 +15,8 @@
 --       4 base position    5 base commit id       ("0" and "" at birth)
 --       6 missed_max       entries a reply may carry
 --       7 commit id        8 meta: "<commit id> <author> <at_ms> <schema> <checksum>"      9 body    10 hashes
---       11 barrier_ms      12 lease_ms
---       13 number of checks, then that many scopes
+--       11 barrier_ms      12 lease_ms       13 "1": this commit deals with a lost end of the history (HistoryLost)
+--       14 number of checks, then that many scopes
 --          number of touches, then that many scopes
 --          number of fences, then that many pairs: engine, lowest session
 --          number of engines whose lease must have lapsed, then their names
@@ -29,6 +30,7 @@
 --   {"fenced", lowest session}             the caller's session is over
 --   {"diverged", position, found}          the history after the base does not continue the one the caller knows
 --   {"closed", milliseconds}               the server began a new life; the log opens in so long
+--   {"lost", commit}                       somebody knew that commit and the log does not hold it: HistoryLost must come first
 --   {"alive", engine}                      an engine this commit declares lost holds its lease
 --   {"layout", found}                      the index is of another layout version
 --
@@ -41,7 +43,7 @@ local CHUNK = 4000 -- values of one call; even, because they come in pairs
 local log, head, fence, closed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local engine, session, base = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
-local known = redis.call('HMGET', head, 'position', 'commit', 'layout', 'life', 'opening')
+local known = redis.call('HMGET', head, 'position', 'commit', 'layout', 'life', 'opening', 'lost', 'forgot')
 local position = tonumber(known[1] or '0')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
@@ -59,6 +61,7 @@ end
 
 local standing, found = continuity(log, known, base, ARGV[5])
 if standing == 'diverged' then
+  note_loss(head, known, ARGV[5])
   return {'diverged', ARGV[4], found}
 end
 if closed_ms then
@@ -66,6 +69,9 @@ if closed_ms then
 end
 if standing == 'trimmed' then
   return {'trimmed', known[1]}
+end
+if known[6] and known[6] ~= known[7] and ARGV[13] ~= '1' then
+  return {'lost', known[6]}
 end
 local missed = {}
 if standing == 'continued' then
@@ -75,7 +81,7 @@ if standing == 'continued' then
   missed = redis.call('XRANGE', log, id(base + 1), '+')
 end
 
-local cursor = 13
+local cursor = 14
 local function take_list(width)
   local count = tonumber(ARGV[cursor]) * width
   local list = {}
@@ -135,6 +141,9 @@ if not added then
 end
 
 local updates = {'position', new, 'commit', ARGV[7]}
+if ARGV[13] == '1' and known[6] then
+  updates = {'position', new, 'commit', ARGV[7], 'forgot', known[6]}
+end
 for i = 1, #touches do
   updates[#updates + 1] = touches[i]
   updates[#updates + 1] = new

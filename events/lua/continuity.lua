@@ -7,6 +7,14 @@ local function id(number)
   return string.format('%.0f-0', number)
 end
 
+-- Somebody knew an end of this history that is gone. Until a commit has given up what its writers may have overwritten
+-- (decision 0016), no other commit is taken. `known`: position, commit, layout, life, opening, lost, forgot of the head.
+local function note_loss(head, known, commit)
+  if known[1] and known[6] ~= commit then
+    redis.call('HSET', head, 'lost', commit)
+  end
+end
+
 -- 'same' (nothing lies after the base), 'continued', 'diverged' and the commit found there, 'trimmed' (the log does not
 -- hold what comes next, so it cannot be told).
 local function continuity(log, known, base, commit)

@@ -11,7 +11,7 @@
 --                                                                             nobody can say whether history continues it
 --   {"fenced", lowest session}, {"diverged", position, found}, {"layout", found}   as in commit.lua; nothing is renewed
 
-local known = redis.call('HMGET', KEYS[2], 'position', 'commit', 'layout', 'life', 'opening')
+local known = redis.call('HMGET', KEYS[2], 'position', 'commit', 'layout', 'life', 'opening', 'lost', 'forgot')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
 end
@@ -26,6 +26,7 @@ if lowest and tonumber(ARGV[3]) < tonumber(lowest) then
 end
 local standing, found = continuity(KEYS[1], known, tonumber(ARGV[4]), ARGV[5])
 if standing == 'diverged' then
+  note_loss(KEYS[2], known, ARGV[5])
   return {'diverged', ARGV[4], found}
 end
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[7])

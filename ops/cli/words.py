@@ -18,6 +18,7 @@ from events.facts import (
     BlockRanges,
     CacheCleared,
     Fact,
+    HistoryLost,
     PolicyChosen,
     PoolResized,
     SendStarted,
@@ -127,6 +128,10 @@ def _cache_cleared(fact: CacheCleared) -> str:
     return f"all that was cached is forgotten: {_reason(fact)}"
 
 
+def _history_lost(fact: HistoryLost) -> str:
+    return f"commit {fact.commit} is lost, so copies that nobody uses are given up: told by {fact.told_by}"
+
+
 def _reason(fact: TransferFinished | TransferCancelled | ServicePaused | ServiceResumed | CacheCleared) -> str:
     return fact.reason or "no reason given"
 
@@ -141,4 +146,5 @@ _SENTENCES: Final[dict[type, Callable[[Any], str]]] = {
     ServicePaused: _service_paused,
     ServiceResumed: _service_resumed,
     CacheCleared: _cache_cleared,
+    HistoryLost: _history_lost,
 }

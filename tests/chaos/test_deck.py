@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -38,4 +39,4 @@ def test_redis_has_time_between_its_deaths(seed: int) -> None:
     cards = deck(seed, DECK_S)
     at = [place for place, card in enumerate(cards) if card == REDIS_KILLED]
 
-    assert min(later - earlier for earlier, later in zip(at, at[1:], strict=False)) >= len(cards) // 6
+    assert min(later - earlier for earlier, later in itertools.pairwise(at)) >= len(cards) // 6

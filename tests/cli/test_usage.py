@@ -18,8 +18,8 @@ from ops.cli.group import CommandLine, Lazy, LazyGroup
 from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
-COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "migrate", "demo", "bench", "worker", "keeper")
-ELSEWHERE = ("demo", "bench", "worker", "keeper")
+ELSEWHERE = ("demo", "chaos", "reliability", "bench", "worker", "keeper")
+COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "migrate", *ELSEWHERE)
 OURS = (
     *(["log"], ["replay"], ["inspect"], ["verify"], ["export"], ["import"]),
     *(["inspect", what] for what in ("pools", "tree", "request", "engine", "transfers")),

@@ -22,6 +22,7 @@ from events.ports import (
     Diverged,
     Fenced,
     Job,
+    LossInTheWay,
     RawAppended,
     RawConflicted,
     RawReply,
@@ -40,7 +41,7 @@ ENGINES = ("a", "b", "c")
 POOLS = ("p", "q", "position", "engine:a")
 JOB_POOLS = ("p", "q")
 MARGIN = 12
-NOT_SCOPES = {"position", "commit", "layout", "life", "opening"}
+NOT_SCOPES = {"position", "commit", "layout", "life", "opening", "lost", "forgot"}
 
 Reply: TypeAlias = RawReply | RenewReply | PublishReply
 
@@ -64,6 +65,7 @@ class Attempt:
     fences: tuple[tuple[str, int], ...]
     jobs: tuple[Job, ...]
     lapsed: tuple[str, ...]
+    forgets: bool
 
     def on(self, transport: Transport) -> Reply:
         return transport.append(
@@ -76,6 +78,7 @@ class Attempt:
             fences=self.fences,
             jobs=self.jobs,
             lapsed=self.lapsed,
+            forgets=self.forgets,
         )
 
 
@@ -158,6 +161,7 @@ class History:
                 for each in range(chance.choice((0, 0, 0, 1, 3)))
             ),
             lapsed=tuple(chance.sample(ENGINES, chance.choice((1, 1, 2)))) if chance.random() < 0.1 else (),
+            forgets=chance.random() < 0.5,
         )
 
     def _renewal(self) -> Renewal:
@@ -219,7 +223,7 @@ def test_every_reply_is_that_of_the_definition(
         assert backend.head() == definition.head()
 
     assert kinds == {
-        *(RawAppended, RawConflicted, Behind, Fenced, Diverged, Trimmed, StillAlive),
+        *(RawAppended, RawConflicted, Behind, Fenced, Diverged, Trimmed, StillAlive, LossInTheWay),
         *(Renewed, Published, NotPublished),
     }
     end = len(history.known)

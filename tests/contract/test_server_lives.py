@@ -422,8 +422,8 @@ def test_failover_and_back_within_the_barrier(pair: Pair) -> None:
 
         assert isinstance(told, Renewed)
         assert told.opens_in_s > BARRIER_S * 0.7
-        assert log.append(commit("x"), Base(3, "lost")) == Diverged(3, "")
         assert log.append(commit("c3"), base) == Appended(3, ())
+        assert log.append(commit("x"), Base(3, "lost")) == Diverged(3, "c3")
         head = pair.primary.client().hgetall(names.head)
         assert head[HEAD_LIFE.encode()] == head[HEAD_OPENING.encode()]
 

@@ -190,8 +190,8 @@ def test_a_log_without_its_beginning(stored: LogConnection, index_name: str) -> 
 
     assert log.head().first == 4
     assert log.append(commit("x1", engine="x"), Base(2, "c2")) == Trimmed()
-    assert log.append(commit("x2", engine="x"), Base(3, "other")) == Diverged(3, "c3")
     assert isinstance(log.append(commit("x3", engine="x"), Base(3, "c3")), Appended)
+    assert log.append(commit("x2", engine="x"), Base(3, "other")) == Diverged(3, "c3")
 
 
 def test_a_log_trimmed_to_nothing(stored: LogConnection, index_name: str) -> None:

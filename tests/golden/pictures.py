@@ -19,6 +19,7 @@ from events.facts import (
     EngineLeft,
     EngineLost,
     Fact,
+    HistoryLost,
     IndexCreated,
     PathExtended,
     PathReady,
@@ -55,6 +56,8 @@ def fact_in_words(fact: Fact) -> str:  # noqa: PLR0912 - one branch per kind of 
     match fact:
         case IndexCreated() | PoolAdded() | PoolResized() | PoolDropped() | PolicyChosen():
             return _setting_in_words(fact)
+        case HistoryLost():
+            return f"{fact.told_by} tells that commit {fact.commit} is lost"
         case ServicePaused() | ServiceResumed() | CacheCleared():
             what = {
                 ServicePaused: "pauses service",

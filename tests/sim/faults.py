@@ -64,6 +64,9 @@ class FaultyTransport:
     def keep(self, token: str, ttl_s: float) -> bool:
         return self._world.log.keep(token, ttl_s)
 
+    def note_loss(self, base: Base) -> None:
+        self._world.log.note_loss(base)
+
     def append(
         self,
         record: Record,
@@ -76,6 +79,7 @@ class FaultyTransport:
         fences: tuple[tuple[str, int], ...],
         jobs: tuple[Job, ...] = (),
         lapsed: tuple[str, ...] = (),
+        forgets: bool = False,
     ) -> RawReply:
         world, process = self._world, self._process
         message = Message(
@@ -89,6 +93,7 @@ class FaultyTransport:
             fences,
             jobs,
             lapsed,
+            forgets,
             tuple(process.intents),
             frozenset(process.said_ready),
             process.redecided,

@@ -56,6 +56,7 @@ class Message:
     fences: tuple[tuple[str, int], ...]
     jobs: tuple[Job, ...]
     lapsed: tuple[str, ...]
+    forgets: bool
     intents: tuple[Intent, ...]
     said_ready: frozenset[str]
     redecided: bool
@@ -120,6 +121,7 @@ class World:
             fences=message.fences,
             jobs=message.jobs,
             lapsed=message.lapsed,
+            forgets=message.forgets,
         )
         tag = f"{what}commit {message.record.commit_id} (on {message.base.position})"
         match reply:
