@@ -94,6 +94,8 @@ class Actor:
             return False
         self._process.send_signal(signal.SIGSTOP)
         self.stopped = self._is_still()
+        if not self.stopped:
+            self._process.send_signal(signal.SIGCONT)
         return self.stopped
 
     def let_go(self) -> subprocess.Popen[bytes]:
@@ -174,6 +176,7 @@ class EngineActor(Actor):
                 return True
             self._process.send_signal(signal.SIGCONT)
             time.sleep(_DEVICE_PAUSE_S)
+            self._process.send_signal(signal.SIGSTOP)
         return False
 
 
