@@ -108,7 +108,7 @@ class Versions:
             python=platform.python_version(),
             redis=redis,
             redis_py=metadata.version("redis"),
-            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            system=f"{platform.system()} {platform.machine()}",
         )
 
 
