@@ -37,7 +37,7 @@ INTRODUCTION: Final = """\
 # Reliability: what was run, and what it showed
 
 `make reliability` makes this page from runs; nothing on it is written by hand. A row says what happened in these runs, with
-these seeds and versions, and no more. How they work: `ops/decisions/0019-chaos.md`, `ops/chaos/__init__.py`, `tests/sim`. In
+these seeds and versions, and no more. How they work: `ops/decisions/0021-chaos.md`, `ops/chaos/__init__.py`, `tests/sim`. In
 a chaos run the seed decides which fault comes when; where it hits a process differs from run to run. A recovery is that of
 the last victim to be at work again, while further faults came. A campaign of the simulator repeats itself exactly.
 """
