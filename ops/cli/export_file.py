@@ -4,13 +4,17 @@ Owns the format: JSON lines, gzip where the name ends with `.gz`.
 
 | line        | holds                                                                                              |
 |-------------|----------------------------------------------------------------------------------------------------|
-| header      | `format`, `version`, `index`, `first` (position), `count` (entries)                                |
+| header      | `format`, `version`, `index`, `first` (position), `count` (entries), `snapshots` where there are some |
+| snapshots   | their bytes in pieces: `snapshot` (base64)                                                         |
 | each entry  | the stored record, as it is: `position, previous, commit, author, at, schema, body, hashes, checksum` |
 | footer      | `end`, `count`, `commit` (id of the last one), `checksum` (BLAKE2b-128 over all bytes before it)   |
 
 `body` is the JSON the writer made, as a string; `hashes` is base64. A file without its footer, or whose bytes are not
 those the footer names, is refused as a whole: half a history looks like a history. What the entries mean is not judged
 here; `verify` does that. The same log always makes the same bytes.
+
+A log whose beginning was trimmed away brings the snapshots that stand for it, and is of version 2; any other is of version
+1, as before, and needs none.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import base64
 import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,11 +35,12 @@ import attrs
 import orjson
 
 from events.errors import CorruptState, InvalidInput
-from events.limits import COMMIT_BYTES_MAX
-from events.ports import Head, Record, StoredRecord
+from events.limits import COMMIT_BYTES_MAX, SNAPSHOT_PIECE_BYTES
+from events.ports import Head, Record, SnapshotPointer, StoredRecord
 
 FORMAT: Final = "statecore-log"
 VERSION: Final = 1
+VERSION_WITH_SNAPSHOTS: Final = 2
 
 _HEADER_BYTES_MAX: Final = 4096
 _LINE_BYTES_MAX: Final = 4 * COMMIT_BYTES_MAX
@@ -45,6 +51,9 @@ _ENTRY_FIELDS: Final = {
     "position": int, "previous": str, "commit": str, "author": str, "at": int, "schema": int,
     "body": str, "hashes": str, "checksum": str,
 }  # fmt: skip
+_SNAPSHOT_FIELDS: Final = {
+    "position": int, "commit": str, "digest": str, "schema": int, "blob": str, "bytes": int, "at": int, "lines": int,
+}  # fmt: skip
 
 _Line: TypeAlias = dict[str, object]
 
@@ -52,7 +61,17 @@ _Line: TypeAlias = dict[str, object]
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_export(path: Path, index: str, first: int, count: int, records: Iterable[StoredRecord]) -> int:
+@attrs.frozen
+class Stretch:
+    """What an export holds: `count` entries of an index from position `first` on, and the snapshots in front of them."""
+
+    index: str
+    first: int
+    count: int
+    snapshots: tuple[tuple[SnapshotPointer, bytes], ...] = ()
+
+
+def write_export(path: Path, stretch: Stretch, records: Iterable[StoredRecord]) -> int:
     """Write a log file, all or nothing; an older file of that name is replaced. Returns its size in bytes.
 
     Raises:
@@ -65,7 +84,7 @@ def write_export(path: Path, index: str, first: int, count: int, records: Iterab
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as raw, _compressed(path, raw) as out:
-            _write_lines(out, index, first, count, records)
+            _write_lines(out, stretch, records)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
@@ -73,9 +92,9 @@ def write_export(path: Path, index: str, first: int, count: int, records: Iterab
     return size
 
 
-def _write_lines(out: BufferedIOBase, index: str, first: int, count: int, records: Iterable[StoredRecord]) -> None:
+def _write_lines(out: BufferedIOBase, stretch: Stretch, records: Iterable[StoredRecord]) -> None:
     hasher = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
-    written, last = 0, ""
+    first, count, written, last = stretch.first, stretch.count, 0, ""
 
     def write(line: _Line) -> None:
         try:
@@ -85,13 +104,38 @@ def _write_lines(out: BufferedIOBase, index: str, first: int, count: int, record
         hasher.update(data)
         out.write(data)
 
-    write({"format": FORMAT, "version": VERSION, "index": index, "first": first, "count": count})
+    header: _Line = {"format": FORMAT, "version": VERSION, "index": stretch.index, "first": first, "count": count}
+    if stretch.snapshots:
+        lines = [_snapshot_line(pointer, data) for pointer, data in stretch.snapshots]
+        header |= {"version": VERSION_WITH_SNAPSHOTS, "snapshots": lines}
+    write(header)
+    for _, data in stretch.snapshots:
+        for piece in _pieces(data):
+            write({"snapshot": base64.b64encode(piece).decode()})
     for stored in records:
         write(_entry_line(stored))
         written, last = written + 1, stored.record.commit_id
     if written != count:
         raise CorruptState(f"the log held {written} of {count} entries", position=first + written)
     write({"end": FORMAT, "count": count, "commit": last, "checksum": hasher.hexdigest()})
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    return [data[start : start + SNAPSHOT_PIECE_BYTES] for start in range(0, len(data), SNAPSHOT_PIECE_BYTES)]
+
+
+def _snapshot_line(pointer: SnapshotPointer, data: bytes) -> _Line:
+    """`bytes` is what its pointer says; a blob that was cut brings fewer lines."""
+    return {
+        "position": pointer.position,
+        "commit": pointer.commit_id,
+        "digest": pointer.digest,
+        "schema": pointer.schema,
+        "blob": pointer.blob,
+        "bytes": pointer.size,
+        "at": pointer.at_ms,
+        "lines": len(_pieces(data)),
+    }
 
 
 def _entry_line(stored: StoredRecord) -> _Line:
@@ -133,11 +177,13 @@ class ExportFile:
         path: the file.
         index: name of the index it was taken from.
         head: where the log in it ends, and its first position.
+        snapshots: those in it, with the lines each takes.
     """
 
     path: Path
     index: str
     head: Head
+    snapshots: tuple[tuple[SnapshotPointer, int], ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> ExportFile:
@@ -151,6 +197,7 @@ class ExportFile:
         with _lines(path) as lines:
             first_line = next(lines, b"")
             header = _header(path, first_line)
+            snapshots = _snapshots(path, header)
             hasher = hashlib.blake2b(first_line, digest_size=_CHECKSUM_BYTES)
             count, last = 0, b""
             for line in lines:
@@ -160,6 +207,7 @@ class ExportFile:
                 last = line
             footer = _footer(path, last, count)
         first, promised = _whole(header, "first"), _whole(header, "count")
+        count -= sum(lines for _, lines in snapshots)
         if not count == promised == footer.get("count"):
             raise CorruptState(f"{path} is damaged: it holds {count} entries, its header says {promised}")
         if footer.get("checksum") != hasher.hexdigest():
@@ -167,8 +215,26 @@ class ExportFile:
                 f"{path} is damaged: the checksum of its bytes is {hasher.hexdigest()}, its footer says "
                 f"{footer.get('checksum')}"
             )
-        head = Head(first + count - 1, str(footer.get("commit")), first) if count else Head(0, "", 0)
-        return cls(path, str(header["index"]), head)
+        return cls(path, str(header["index"]), _head_of(first, count, footer, snapshots), snapshots)
+
+    @property
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        return tuple([pointer for pointer, _ in self.snapshots])
+
+    def snapshot(self, pointer: SnapshotPointer) -> bytes:
+        """The bytes of one of its snapshots.
+
+        Raises:
+            CorruptState: a line of it is none.
+        """
+        pieces: list[bytes] = []
+        with _lines(self.path) as lines:
+            next(lines)
+            for each, count in self.snapshots:
+                found = list(itertools.islice(lines, count))
+                if each == pointer:
+                    pieces = [_piece(self.path, line) for line in found]
+        return b"".join(pieces)
 
     def records(self, after: int, until: int) -> Iterator[StoredRecord]:
         """Records with positions above `after` up to `until`, in order.
@@ -176,10 +242,10 @@ class ExportFile:
         Raises:
             CorruptState: a line is not an entry, or not the one its place in the file promises.
         """
-        expected = self.head.first
+        expected = self.head.first or self.head.position + 1
         with _lines(self.path) as lines:
             next(lines)
-            for line in lines:
+            for line in itertools.islice(lines, sum(count for _, count in self.snapshots), None):
                 if expected > min(until, self.head.position):
                     return
                 if expected > after:
@@ -213,11 +279,51 @@ def _header(path: Path, line: bytes) -> _Line:
     if header is None or header.get("format") != FORMAT:
         raise InvalidInput(f"{path} is not an exported log (its first line is no {FORMAT} header)")
     version = header.get("version")
-    if version != VERSION:
-        raise InvalidInput(f"{path} has format version {version}, this release reads version {VERSION}")
+    if version not in (VERSION, VERSION_WITH_SNAPSHOTS):
+        raise InvalidInput(
+            f"{path} has format version {version}, this release reads versions {VERSION} and {VERSION_WITH_SNAPSHOTS}"
+        )
     if type(header.get("index")) is not str or min(_whole(header, "first"), _whole(header, "count")) < 0:
         raise CorruptState(f"{path} is damaged: its header lacks index, first or count")
     return header
+
+
+def _snapshots(path: Path, header: _Line) -> tuple[tuple[SnapshotPointer, int], ...]:
+    """The snapshots the header speaks of, and how many lines each takes."""
+    listed = header.get("snapshots", [])
+    if not isinstance(listed, list) or bool(listed) != (header["version"] == VERSION_WITH_SNAPSHOTS):
+        raise CorruptState(
+            f"{path} is damaged: its header says version {header['version']}, and that its snapshots are {listed!r:.80}"
+        )
+    found = []
+    for line in listed:
+        if not isinstance(line, dict) or any(
+            type(line.get(name)) is not kind for name, kind in _SNAPSHOT_FIELDS.items()
+        ):
+            raise CorruptState(f"{path} is damaged: its header does not say what snapshot {line!r:.80} is")
+        *fields, lines = (line[name] for name in _SNAPSHOT_FIELDS)
+        if lines < 0:
+            raise CorruptState(f"{path} is damaged: a snapshot of {lines} lines")
+        found.append((SnapshotPointer(*fields), lines))
+    return tuple(found)
+
+
+def _head_of(first: int, count: int, footer: _Line, snapshots: tuple[tuple[SnapshotPointer, int], ...]) -> Head:
+    """Where the log ends: with its last entry, or with the newest snapshot where no entry is left."""
+    if count:
+        return Head(first + count - 1, str(footer.get("commit")), first)
+    if not snapshots:
+        return Head(0, "", 0)
+    newest = max((pointer for pointer, _ in snapshots), key=lambda pointer: pointer.position)
+    return Head(newest.position, newest.commit_id, 0)
+
+
+def _piece(path: Path, line: bytes) -> bytes:
+    fields = _json(line) or {}
+    try:
+        return base64.b64decode(str(fields["snapshot"]), validate=True)
+    except (KeyError, binascii.Error) as error:
+        raise CorruptState(f"{path} is damaged: a line is not a piece of a snapshot ({error!r})") from None
 
 
 def _footer(path: Path, line: bytes, count: int) -> _Line:

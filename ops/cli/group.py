@@ -100,6 +100,7 @@ _COMMANDS: Final = {
     "verify": Lazy("ops.cli.verify:command", "Prove that a log is whole and its state sound."),
     "export": Lazy("ops.cli.export_log:command", "Copy a log into a file."),
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),
+    "snapshot": Lazy("ops.cli.snapshot:command", "Copy a state into a file, show one, begin an index with one."),
     "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
     "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
