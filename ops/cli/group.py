@@ -102,6 +102,7 @@ _COMMANDS: Final = {
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),
     "snapshot": Lazy("ops.cli.snapshot:command", "Copy a state into a file, show one, begin an index with one."),
     "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
+    "doctor": Lazy("ops.doctor.command:command", "Say what is wrong with a server and an index, and what helps."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
     "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
     "reliability": Lazy("ops.reliability.command:command", "Write the page of what was shown, from runs."),

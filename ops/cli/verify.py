@@ -152,7 +152,7 @@ def prove(source: Source, last: int | None, every: int) -> Proof:
     if start:
         facts += _below(source, first, start, stored.found[start][0])
     if until == head.position:
-        _require_head(source, replica.state)
+        require_head(source, replica.state)
     checked = until // every - start // every if every else 0
     at_end = 1 if not every or until % every or until == start else 0
     commits = until - (first - 1 if start else 0)
@@ -221,7 +221,7 @@ def _require_reached(source: Source, end: int) -> None:
             )
 
 
-def _require_head(source: Source, state: State) -> None:
+def require_head(source: Source, state: State) -> None:
     """The head of the log names its last entry, and nothing lies beyond it."""
     beyond = next(source.stored(state.position, state.position + 1), None)
     head = source.head()

@@ -54,7 +54,7 @@ def damaged(client: redis.Redis, kept: TrimmedStory) -> Iterator[IndexKeys]:
 
 def blobs(client: redis.Redis, keys: IndexKeys) -> tuple[str, str]:
     """Names of the newer and the older blob."""
-    newer, older = client.hmget(keys.snapshot, ["blob", "previous_blob"])  # type: ignore[misc]
+    newer, older = cast("list[bytes]", client.hmget(keys.snapshot, ["blob", "previous_blob"]))
     return newer.decode(), older.decode()
 
 

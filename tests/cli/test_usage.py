@@ -18,7 +18,7 @@ from ops.cli.group import CommandLine, Lazy, LazyGroup
 from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
-OURS_ALONE = ("log", "replay", "inspect", "verify", "export", "import", "snapshot", "migrate")
+OURS_ALONE = ("log", "replay", "inspect", "verify", "export", "import", "snapshot", "migrate", "doctor")
 ELSEWHERE = ("demo", "bench", "worker", "keeper")
 COMMANDS = (*OURS_ALONE, *ELSEWHERE)
 OURS = (
