@@ -21,7 +21,7 @@ from statecore.replica import Replica
 
 @click.command(short_help="Begin an empty index with a snapshot file.")
 @source_options(file=False)
-@click.argument("origin", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("origin", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--tail", type=click.Path(path_type=Path), metavar="LOG", help="An exported log to go on with.")
 def command(where: Where, origin: Path, tail: Path | None) -> None:
     """Begin an empty index with a snapshot file, and go on with the tail of an exported log.

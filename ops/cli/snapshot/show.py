@@ -19,7 +19,7 @@ from statecore.state import State
 
 
 @click.command(short_help="Say what a snapshot file holds.")
-@click.argument("origin", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("origin", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(origin: Path, as_json: bool) -> None:
     """Say what a snapshot file holds: schema, position, digest, pools, engines, nodes, blocks.
