@@ -59,7 +59,7 @@ def test_a_command_in_a_document_is_one(document: str, line: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "line", ["statecore frobnicate", "statecore log --frob", "statecore log --from x", "statecore import"]
+    "line", ["statecore frobnicate", "statecore log --frob", "statecore log --from x", "statecore import --index x"]
 )
 def test_a_command_that_is_none_is_noticed(line: str) -> None:
     """The test above would pass whatever stands there."""
