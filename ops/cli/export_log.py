@@ -49,7 +49,7 @@ def command(where: Where, target: Path, last: int | None, force: bool) -> None:
 def _stretch(source: Source, last: int | None) -> tuple[Stretch, int]:
     """What there is of the log up to `last`, and where it ends; with the snapshots where the beginning is gone."""
     here = kept(source)
-    until = checked_position(last, "--to", source.head())
+    until = checked_position(last, "--to", here.head)
     if here.from_birth:
         return Stretch(source.index, 1, until), until
     usable = [pointer for pointer in here.pointers if pointer.position <= until]

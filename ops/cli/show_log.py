@@ -121,8 +121,9 @@ def command(
     """
     chosen = Filters(**filters)  # type: ignore[arg-type]  # the three options that are left
     with open_source(where) as source:
-        head, here = source.head(), kept(source)
-        after, until = _span(head, here, first, last, tail, follow)
+        here = kept(source)
+        head = here.head
+        after, until = _span(here, first, last, tail, follow)
         if after == here.first - 1 and not here.from_birth and first is None and tail is None:
             say_warning(f"{here.gone()}")
         shown = 0
@@ -180,10 +181,9 @@ class _Layout:
             click.echo(f"{indent if number else head}{name}  {fact_words(fact, entry.engine)}")
 
 
-def _span(
-    head: Head, here: Kept, first: int | None, last: int | None, tail: int | None, follow: bool
-) -> tuple[int, int]:
+def _span(here: Kept, first: int | None, last: int | None, tail: int | None, follow: bool) -> tuple[int, int]:
     """After which position to begin and with which to end."""
+    head = here.head
     if tail is not None and first is not None:
         raise click.UsageError("--from and --last both say where to begin: give one of them")
     for option, value in (("--from", first), ("--to", last)):

@@ -7,27 +7,35 @@ snapshot holds is `statecore.restoring`'s.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import attrs
 
-from events.errors import CorruptState, InvalidInput, NewerSchema
-from events.ports import SnapshotPointer
+from events.errors import CorruptState, InvalidInput, NewerSchema, Unavailable
+from events.ports import Head, SnapshotPointer
 from ops.cli.failures import say_warning
 from ops.cli.source import Source
 from statecore.replica import Replica
 from statecore.restoring import of_snapshot
 
+_LOOKS: Final = 5
+"""Times to look until no snapshot was published in between; the keeper publishes one in minutes."""
+
 
 @attrs.frozen
 class Kept:
-    """What of a history is still there.
+    """What of a history is still there, at one moment.
 
     Attributes:
+        head: of the log.
         first: first position whose entry is kept; one above the head where none is.
-        pointers: of the stored snapshots that the kept entries follow, the oldest first.
+        stored: every stored snapshot, the newest first.
+        pointers: those that the kept entries follow, the oldest first.
     """
 
+    head: Head
     first: int
+    stored: tuple[SnapshotPointer, ...]
     pointers: tuple[SnapshotPointer, ...]
 
     @property
@@ -51,21 +59,34 @@ class Kept:
 
 def kept(source: Source) -> Kept:
     """What of a log and its snapshots can be used together."""
-    pointers = sorted(source.pointers(), key=lambda pointer: pointer.position)
-    head = source.head()
-    first = head.first or (head.position + 1 if pointers else 1)
-    return Kept(first, tuple([pointer for pointer in pointers if first - 1 <= pointer.position <= head.position]))
+    head, stored = source.head(), _stored(source)
+    for _ in range(_LOOKS):
+        head, before = source.head(), stored
+        stored = _stored(source)
+        if stored == before:
+            break
+    first = head.first or (head.position + 1 if stored else 1)
+    usable = [pointer for pointer in stored if first - 1 <= pointer.position <= head.position]
+    return Kept(head, first, stored, tuple(sorted(usable, key=lambda pointer: pointer.position)))
 
 
-def beginning(source: Source, until: int, *, oldest: bool) -> Replica:
-    """A replica from which the kept entries lead to `until`: the newest there is, or the oldest.
+def _stored(source: Source) -> tuple[SnapshotPointer, ...]:
+    try:
+        return source.pointers()
+    except CorruptState as error:
+        say_warning(f"no snapshot is used: {error}")
+        return ()
+
+
+def beginning(source: Source, until: int, *, oldest: bool, here: Kept | None = None) -> Replica:
+    """A replica from which the kept entries lead to `until`: the newest there is, or the oldest. `here`: looked at before.
 
     Raises:
         InvalidInput: that position can no longer be shown; says which can.
         CorruptState: entries are gone that no readable snapshot covers.
         NewerSchema: a newer release wrote the snapshot.
     """
-    here = kept(source)
+    here = here or kept(source)
     if until == 0:
         return Replica()
     usable = [pointer for pointer in here.pointers if pointer.position <= until]
@@ -87,8 +108,28 @@ def readable(source: Source, pointers: list[SnapshotPointer]) -> Iterator[Replic
     """Of these snapshots the ones that can be read, one by one; of the others a warning."""
     for pointer in pointers:
         try:
-            yield of_snapshot(pointer, source.snapshot(pointer))
+            yield read(source, pointer)
         except NewerSchema:
             raise
         except CorruptState as error:
             say_warning(f"the snapshot at position {pointer.position} is not used: {error}")
+
+
+def read(source: Source, pointer: SnapshotPointer) -> Replica:
+    """The replica of a stored snapshot.
+
+    Raises:
+        CorruptState: it is damaged. NewerSchema: a newer release wrote it.
+        Unavailable: the keeper has replaced it meanwhile.
+    """
+    try:
+        return of_snapshot(pointer, source.snapshot(pointer))
+    except NewerSchema:
+        raise
+    except CorruptState:
+        if pointer not in _stored(source):
+            raise Unavailable(
+                f"the log was trimmed while it was read: newer snapshots have replaced the one at {pointer.position:,}. "
+                "Run it again"
+            ) from None
+        raise

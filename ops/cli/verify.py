@@ -19,9 +19,8 @@ from ops.cli.output import count, number, show, write_json
 from ops.cli.replaying import replay, require_fenced, require_sound
 from ops.cli.report import pairs
 from ops.cli.source import Source, Where, checked_position, entries, open_source, source_options
-from ops.cli.starting import kept
+from ops.cli.starting import Kept, kept, read
 from statecore.digest import digest
-from statecore.restoring import of_snapshot
 from statecore.state import State
 
 _DIGEST = re.compile(r"[0-9a-f]{32}\Z")
@@ -126,11 +125,11 @@ def prove(source: Source, last: int | None, every: int) -> Proof:
     Raises:
         CorruptState: the first thing that does not hold.
     """
-    head = source.head()
-    until = checked_position(last, "--to", head)
     here = kept(source)
-    _require_reached(source, head.position)
-    stored = StoredSnapshots(source, until)
+    head = here.head
+    until = checked_position(last, "--to", head)
+    _require_reached(here)
+    stored = StoredSnapshots(source, here, until)
     facts = 0
 
     def watch(state: State, entry: Entry) -> None:
@@ -145,7 +144,7 @@ def prove(source: Source, last: int | None, every: int) -> Proof:
         nonlocal start
         start = state.position
 
-    replica = replay(source, until, check_every=every, watch=watch, begin=begin)
+    replica = replay(source, until, check_every=every, watch=watch, begin=begin, here=here)
     stored.compare(replica.state)
     require_sound(replica.state)
     first = here.first
@@ -166,8 +165,8 @@ class StoredSnapshots:
         found: by position, the commit id and the digest of the state each holds.
     """
 
-    def __init__(self, source: Source, until: int) -> None:
-        self._pointers = {each.position: each for each in kept(source).pointers if each.position <= until}
+    def __init__(self, source: Source, here: Kept, until: int) -> None:
+        self._pointers = {each.position: each for each in here.pointers if each.position <= until}
         self.found = {position: self._read(source, each) for position, each in self._pointers.items()}
 
     def compare(self, state: State) -> None:
@@ -187,7 +186,7 @@ class StoredSnapshots:
     @staticmethod
     def _read(source: Source, pointer: SnapshotPointer) -> tuple[str, str]:
         try:
-            replica = of_snapshot(pointer, source.snapshot(pointer))
+            replica = read(source, pointer)
         except NewerSchema:
             raise
         except CorruptState as error:
@@ -211,9 +210,10 @@ def _below(source: Source, first: int, start: int, commit_id: str) -> int:
     return facts
 
 
-def _require_reached(source: Source, end: int) -> None:
+def _require_reached(here: Kept) -> None:
     """The log goes at least as far as its snapshots: one that does not has lost its end."""
-    for pointer in source.pointers():
+    end = here.head.position
+    for pointer in here.stored:
         if pointer.position > end:
             raise CorruptState(
                 f"there is a snapshot at position {pointer.position}, and the log ends before: it was rolled back",

@@ -9,6 +9,7 @@ from events.limits import LEASE_GRACE_S, LEASE_TTL_S
 from ops.cli.output import count
 from ops.doctor.finding import ERROR, OK, WARNING, Finding
 from ops.doctor.patient import Patient
+from statecore.state import Engine
 
 _RUNBOOK: Final = "runbook: ops/runbooks/engine-stuck.md"
 
@@ -25,6 +26,8 @@ def leases(patient: Patient) -> Iterator[Finding]:
         held = None if session is None else session.decode(errors="replace")
         alive += engine.alive
         finding = None
+        if held != str(engine.session) and _went_on(patient, engine):
+            continue
         if engine.alive and held is None:
             finding = Finding(
                 "lease",
@@ -57,6 +60,12 @@ def leases(patient: Patient) -> Iterator[Finding]:
             yield finding
     if sound:
         yield Finding("lease", OK, f"{alive} of {count(len(engines), 'engine')} alive, each with its lease")
+
+
+def _went_on(patient: Patient, engine: Engine) -> bool:
+    """Whether its life ended, or the next began, since the log was read."""
+    lowest = patient.ask("HGET", patient.keys.fence, engine.name)
+    return lowest is not None and int(lowest) > engine.session + (not engine.alive)
 
 
 def fences(patient: Patient) -> Iterator[Finding]:

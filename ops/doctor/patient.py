@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from events import client as clients
 from events.errors import CorruptState, StateCoreError, Unavailable
-from events.facts import TransferFinished
+from events.facts import SendStarted, TransferFinished, TransferStarted
 from events.keys import IndexKeys
 from events.log import LogConnection
 from events.ports import Entry, Head, SnapshotPointer
@@ -127,17 +127,24 @@ class Patient:
         return {name: value.decode() for name, value in zip(names, found, strict=True) if value is not None}
 
     @cached_property
-    def head(self) -> Head:
-        return self.told(self.source.head)
-
-    @cached_property
     def kept(self) -> Kept:
+        """What of the log and its snapshots there was at one moment. All else is judged by this moment."""
         return self.told(lambda: kept(self.source))
 
-    @cached_property
+    @property
+    def head(self) -> Head:
+        return self.kept.head
+
+    @property
     def pointers(self) -> tuple[SnapshotPointer, ...]:
         """Of the stored snapshots, the newest first."""
-        return self.told(self.source.pointers)
+        return self.kept.stored
+
+    def begun_since(self) -> frozenset[str]:
+        """Transfers that began after that moment."""
+        later = self.told(lambda: self.source.log.read(self.head.position))
+        started = (fact for entry in later for fact in entry.facts if isinstance(fact, TransferStarted | SendStarted))
+        return frozenset(fact.transfer for fact in started)
 
     @cached_property
     def state(self) -> State:
@@ -174,7 +181,7 @@ class Patient:
 
         replica, broken = None, None
         try:
-            replica = replay(self.source, self.head.position, watch=watch, begin=begin)
+            replica = replay(self.source, self.head.position, watch=watch, begin=begin, here=self.kept)
             note(replica.state)
         except Unavailable:
             raise

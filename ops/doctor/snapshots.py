@@ -9,9 +9,9 @@ from events.errors import CorruptState
 from events.limits import KEEPER_TTL_S, SNAPSHOT_AGE_S, SNAPSHOT_EVERY
 from events.ports import SnapshotPointer
 from ops.cli.output import number
+from ops.cli.starting import read
 from ops.doctor.finding import ERROR, OK, WARNING, Finding, graded
-from ops.doctor.patient import Patient
-from statecore.restoring import of_snapshot
+from ops.doctor.patient import CannotTell, Patient
 
 _START_KEEPER: Final = "start one: statecore keeper --url … --index …"
 _LATE: Final = 2
@@ -37,6 +37,21 @@ def keeper(patient: Patient) -> Iterator[Finding]:
         _START_KEEPER,
         WARNING,
     )
+
+
+def pointer(patient: Patient) -> Iterator[Finding]:
+    """Whether it names snapshots in a way that can be read."""
+    try:
+        found = patient.source.pointers()
+    except CorruptState as error:
+        yield Finding(
+            "snapshot pointer",
+            ERROR,
+            str(error),
+            "somebody else wrote it: restore it from a replica of the server; runbook: ops/runbooks/divergence.md",
+        )
+        return
+    yield Finding("snapshot pointer", OK, f"names {number(len(found))}")
 
 
 def age(patient: Patient) -> Iterator[Finding]:
@@ -82,10 +97,10 @@ def _read(patient: Patient, pointer: SnapshotPointer) -> Finding:
     what = f"snapshot {number(pointer.position)}"
     remedy = "the one before it and the log still give the state: let the keeper take two more, it replaces both"
     try:
-        found = of_snapshot(pointer, patient.source.snapshot(pointer)).digest()
+        found = read(patient.source, pointer).digest()
     except CorruptState as error:
         return Finding(what, ERROR, str(error), remedy)
-    if int(patient.ask("PTTL", patient.keys.blob(pointer.blob))) != -1:
+    if _runs_out(patient, pointer):
         return Finding(
             what, ERROR, "its bytes will run out: the key has an end", f"PERSIST {patient.keys.blob(pointer.blob)}"
         )
@@ -96,6 +111,14 @@ def _read(patient: Patient, pointer: SnapshotPointer) -> Finding:
         )
     proved = ", as the log" if pointer.position in patient.reading.digests else ""
     return Finding(what, OK, f"readable, {number(pointer.size)} bytes, digest {found}{proved}")
+
+
+def _runs_out(patient: Patient, pointer: SnapshotPointer) -> bool:
+    """False also for who may not ask; what else is wrong with it is worth more than a refusal to look."""
+    try:
+        return int(patient.ask("PTTL", patient.keys.blob(pointer.blob))) != -1
+    except CannotTell:
+        return False
 
 
 def trim(patient: Patient) -> Iterator[Finding]:
@@ -131,4 +154,4 @@ def orphans(patient: Patient) -> Iterator[Finding]:
     )
 
 
-CHECKS: Final = (keeper, age, readable, trim, orphans)
+CHECKS: Final = (keeper, pointer, age, readable, trim, orphans)

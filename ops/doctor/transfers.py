@@ -52,6 +52,8 @@ def _judged(patient: Patient, transfer: TransferSummary) -> Iterator[Finding]:
     what = f"transfer {transfer.transfer}"
     known = f"{transfer.kind.replace('_', ' ')} of {count(transfer.blocks, 'block')}, {transfer.state}, {age}"
     if ACKS_DONE in reported:
+        if patient.head.position < int(reported[ACKS_DONE]) <= patient.source.head().position:
+            return  # it ended since the log was read
         yield Finding(
             what,
             ERROR,
@@ -73,7 +75,7 @@ def _judged(patient: Patient, transfer: TransferSummary) -> Iterator[Finding]:
             f"{known}: no living worker on rank {ranks} of pool {pool!r}; {waits}",
             f"start it: statecore worker; {_RUNBOOK}",
         )
-    elif transfer.transfer not in jobs_of(patient, pool):
+    elif transfer.transfer not in jobs_of(patient, pool) and ACKS_DONE not in _reports(patient, transfer.transfer):
         yield Finding(
             what,
             WARNING,
@@ -130,7 +132,8 @@ def job_streams(patient: Patient) -> Iterator[Finding]:
     """Length, what nobody will ever take, and what somebody took and keeps."""
     for pool in sorted(name for name, each in patient.state.pools.items() if each.tier == GPU):
         jobs, (pending, idle_ms) = jobs_of(patient, pool), _pending(patient, pool)
-        stale = [name for name in jobs if name not in patient.state.transfers and name not in patient.state.sends]
+        known = {*patient.state.transfers, *patient.state.sends}
+        stale = jobs - known and jobs - known - patient.begun_since()
         words = f"pool {pool!r}: {count(len(jobs), 'job')}, {number(pending)} taken and not reported"
         old = idle_ms > 2 * JOB_IDLE_S * 1000
         severity = WARNING if old or stale or len(jobs) > _JOBS_MANY else OK

@@ -133,6 +133,9 @@ ILLNESSES: dict[str, tuple[Illness, str, str, str]] = {
     ),
     "no keeper": (lambda ill: ill.client.delete(ill.keys.keeper), "keeper", "warning", "none acts"),
     "a keeper for ever": (lambda ill: ill.client.persist(ill.keys.keeper), "keeper", "error", "its key has no end"),
+    "a pointer of somebody else": (
+        lambda ill: ill.client.hset(ill.keys.snapshot, "position", "x"), "snapshot pointer", "error", "is not readable",
+    ),
     "an old snapshot": (lambda ill: ill.client.hset(ill.keys.snapshot, "at_ms", 1), "snapshot age", "warning", "8 pos"),
     "a snapshot that is gone": (lambda ill: ill.client.delete(ill.blob(0)), "snapshot 15", "error", "not a snapshot: 0"),
     "a snapshot that is cut": (

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from events.errors import InvalidInput
+from events.errors import CorruptState, InvalidInput
 from events.limits import SNAPSHOT_BYTES_MAX
+from ops.cli.replaying import require_sound
 from statecore import snapshot
 from statecore.replica import Replica
 
@@ -53,11 +54,16 @@ def read_snapshot(path: Path) -> bytes:
 
 
 def read_replica(path: Path) -> Replica:
-    """The state in a snapshot file.
+    """The state in a snapshot file, as a replica would read it: checksum, digest and invariants hold.
 
     Raises:
         InvalidInput, OSError: as above.
         CorruptState: it is damaged.
         NewerSchema: a newer release wrote it.
     """
-    return Replica(snapshot.decode(read_snapshot(path)))
+    data = read_snapshot(path)
+    says, replica = snapshot.header_of(data)["digest"], Replica(snapshot.decode(data))
+    if says != replica.digest():
+        raise CorruptState(f"{path} says that its digest is {says!r:.40}, it is {replica.digest()}")
+    require_sound(replica.state)
+    return replica

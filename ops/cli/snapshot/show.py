@@ -7,14 +7,11 @@ from pathlib import Path
 import attrs
 import click
 
-from events.errors import CorruptState
 from ops.cli.output import count, number, show, write_json
-from ops.cli.replaying import require_sound
 from ops.cli.report import engine_table, pairs, pool_table
-from ops.cli.snapshot.file import read_snapshot
+from ops.cli.snapshot.file import read_replica, read_snapshot
 from ops.cli.summary import StateSummary, summarise
 from statecore import snapshot
-from statecore.digest import digest
 from statecore.state import State
 
 
@@ -31,18 +28,15 @@ def command(origin: Path, as_json: bool) -> None:
       statecore snapshot show then.snapshot
       statecore snapshot show then.snapshot --json
     """
-    data = read_snapshot(origin)
-    header, state = snapshot.header_of(data), snapshot.decode(data)
-    found = digest(state)
-    if header["digest"] != found:
-        raise CorruptState(f"{origin} says that its digest is {header['digest']!r:.40}, it is {found}")
-    require_sound(state)
+    replica = read_replica(origin)
+    state, found, size = replica.state, replica.digest(), origin.stat().st_size
+    schema = snapshot.header_of(read_snapshot(origin))["schema"]
     summary = summarise("", state, found)
     if as_json:
-        write_json({"schema": header["schema"], "bytes": len(data), "blocks": _blocks(state), **_without_name(summary)})
+        write_json({"schema": schema, "bytes": size, "blocks": _blocks(state), **_without_name(summary)})
         return
     what = pairs(
-        ("snapshot", f"{origin}, {number(len(data))} bytes, schema {header['schema']}"),
+        ("snapshot", f"{origin}, {number(size)} bytes, schema {schema}"),
         ("position", number(summary.position)),
         ("commit", summary.commit),
         ("digest", f"{found}, as it says"),
