@@ -24,7 +24,7 @@ from events.ports import Entry, Head, SnapshotPointer
 from events.redis_log import RedisBackend
 from ops.cli.inspect.history import Event, watch_starts
 from ops.cli.replaying import replay, require_fenced
-from ops.cli.source import LiveSource
+from ops.cli.source import LiveSource, entries
 from ops.cli.starting import Kept, kept
 from statecore.digest import digest
 from statecore.replica import Replica
@@ -142,7 +142,7 @@ class Patient:
 
     def begun_since(self) -> frozenset[str]:
         """Transfers that began after that moment."""
-        later = self.told(lambda: self.source.log.read(self.head.position))
+        later = self.told(lambda: list(entries(self.source, self.head.position, self.source.head().position)))
         started = (fact for entry in later for fact in entry.facts if isinstance(fact, TransferStarted | SendStarted))
         return frozenset(fact.transfer for fact in started)
 

@@ -109,7 +109,7 @@ def seats(patient: Patient) -> Iterator[Finding]:
             yield Finding(
                 "worker",
                 WARNING,
-                f"rank {rank} of pool {pool!r}: no sign of life for {HEARTBEAT_TTL_S:g} s",
+                f"rank {rank} of pool {pool!r}: stopped, or no sign of life for {HEARTBEAT_TTL_S:g} s",
                 f"if it was not stopped on purpose, start it: statecore worker; {_RUNBOOK}",
             )
         elif _life_of(beat) != token:

@@ -179,7 +179,7 @@ ILLNESSES: dict[str, tuple[Illness, str, str, str]] = {
         "no living worker on rank 1 of pool 'gpu'; whoever waits for it waits on",
     ),
     "no worker, seen from the seat": (
-        lambda ill: ill.client.delete(ill.keys.worker("gpu", 1)), "worker", "warning", "rank 1 of pool 'gpu': no sign",
+        lambda ill: ill.client.delete(ill.keys.worker("gpu", 1)), "worker", "warning", "rank 1 of pool 'gpu': stopped, or",
     ),
     "two workers": (another_worker, "worker", "error", "'the-life-before' has the seat"),
     "no job": (no_job, "transfer engine-0:5", "warning", "it has no job in the stream of pool 'gpu'"),
