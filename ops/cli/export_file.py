@@ -71,7 +71,14 @@ class Stretch:
     snapshots: tuple[tuple[SnapshotPointer, bytes], ...] = ()
 
 
-def write_export(path: Path, stretch: Stretch, records: Iterable[StoredRecord]) -> int:
+def write_export(
+    path: Path,
+    index: str,
+    first: int,
+    count: int,
+    records: Iterable[StoredRecord],
+    snapshots: tuple[tuple[SnapshotPointer, bytes], ...] = (),
+) -> int:
     """Write a log file, all or nothing; an older file of that name is replaced. Returns its size in bytes.
 
     Raises:
@@ -84,7 +91,7 @@ def write_export(path: Path, stretch: Stretch, records: Iterable[StoredRecord]) 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as raw, _compressed(path, raw) as out:
-            _write_lines(out, stretch, records)
+            _write_lines(out, Stretch(index, first, count, snapshots), records)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
@@ -322,7 +329,7 @@ def _piece(path: Path, line: bytes) -> bytes:
     fields = _json(line) or {}
     try:
         return base64.b64decode(str(fields["snapshot"]), validate=True)
-    except (KeyError, binascii.Error) as error:
+    except (KeyError, ValueError) as error:
         raise CorruptState(f"{path} is damaged: a line is not a piece of a snapshot ({error!r})") from None
 
 

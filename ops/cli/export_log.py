@@ -36,7 +36,7 @@ def command(where: Where, target: Path, last: int | None, force: bool) -> None:
     with open_source(where) as source:
         stretch, until = _stretch(source, last)
         records = progress(stored_records(source, stretch.first - 1, until), stretch.count, "exporting")
-        size = write_export(target, stretch, records)
+        size = write_export(target, stretch.index, stretch.first, stretch.count, records, stretch.snapshots)
     brought = [f"the snapshot at {pointer.position:,}" for pointer, _ in stretch.snapshots]
     click.echo(
         f"wrote {target}: {count(stretch.count, 'commit')}"

@@ -15,15 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from events import connect
-from events.errors import InvalidInput
+from events.errors import InvalidInput, Unavailable
 from events.log import LogConnection
-from events.redis_log import RedisBackend
 from ops.cli.failures import BROKEN
 from ops.cli.output import count, number, show, table, write_json
 from ops.cli.source import INDEX_VARIABLE, URL_VARIABLE, Where, source_options
 from ops.doctor import blocks, durability, engines, history, rights, server, snapshots, transfers
 from ops.doctor.finding import ERROR, OK, UNKNOWN, WARNING, Check, Finding
-from ops.doctor.patient import CannotTell, Patient
+from ops.doctor.patient import CannotTell, Patient, holder, servers
 
 _COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red bold", UNKNOWN: "dim"}
 
@@ -58,24 +57,40 @@ def command(ctx: click.Context, where: Where, as_json: bool) -> None:
     if url.startswith("memory:"):
         raise InvalidInput("memory:// has no server to look at: use redis://, unix:// or embedded:///folder")
     with connect(url, any_server=True) as connection:
-        assert isinstance(connection.backend, RedisBackend)
         named = where.index or os.environ.get(INDEX_VARIABLE)
         found = examined(connection, named)
         if as_json:
-            write_json(_as_dict(connection, found))
+            write_json(_as_dict(found))
         else:
-            _show(connection, found)
-    if any(finding.severity == ERROR for findings in found.values() for finding in findings):
+            _show(found)
+    if ERROR in _grades(found):
         ctx.exit(BROKEN)
 
 
-def examined(connection: LogConnection, index: str | None) -> dict[str, list[Finding]]:
-    """Findings by index, those of the server under ""."""
-    patient = Patient(connection, None)
-    patient.ask("PING")
-    found = {"": [finding for check in _OF_SERVER for finding in run(check, patient)]}
-    for name in (index,) if index is not None else connection.indexes():
-        found[name] = list(_of_index(Patient(connection, name)))
+@attrs.frozen
+class Section:
+    """What was found of a server, or of an index on it."""
+
+    server: str
+    index: str | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def title(self) -> str:
+        return f"Server {self.server}" if self.index is None else f"Index {self.index!r}"
+
+
+def examined(connection: LogConnection, index: str | None) -> list[Section]:
+    """Every server of the connection, then the index, or every one."""
+    found = []
+    for name, client in servers(connection):
+        patient = Patient(connection, client)
+        patient.ask("PING")
+        findings = [finding for check in _OF_SERVER for finding in run(check, patient)]
+        found.append(Section(name, None, tuple(findings)))
+    for each in (index,) if index is not None else connection.indexes():
+        patient = Patient(connection, holder(connection, each), each)
+        found.append(Section(connection.url, each, tuple(_of_index(patient))))
     return found
 
 
@@ -107,7 +122,9 @@ def run(check: Check, patient: Patient) -> Iterator[Finding]:
     """What a check finds; what it may not look at is said."""
     try:
         yield from check(patient)
-    except CannotTell as reason:
+    except (CannotTell, Unavailable) as reason:
+        if isinstance(reason, Unavailable) and not reason.lasting:
+            raise
         name = check.__name__.replace("_", " ")
         yield Finding(name, UNKNOWN, f"cannot tell: {reason}")
 
@@ -121,46 +138,44 @@ _OF_INDEX: tuple[Check, ...] = (
 # --- showing --------------------------------------------------------------------------------------------------------
 
 
-def _show(connection: LogConnection, found: dict[str, list[Finding]]) -> None:
-    parts = [
-        _table(f"Index {index!r}" if index else f"Server {connection.url}", findings)
-        for index, findings in found.items()
-    ]
+def _show(found: list[Section]) -> None:
     remedies = [
-        f"{finding.severity}: {finding.what}{f' of {index!r}' if index else ''}: {finding.remedy}"
-        for index, findings in found.items()
-        for finding in findings
+        f"{finding.severity}: {finding.what}{f' of {section.index!r}' if section.index else ''}: {finding.remedy}"
+        for section in found
+        for finding in section.findings
         if finding.remedy
     ]
-    show(
-        *parts, *(["What to do:\n" + "\n".join(f"  {line}" for line in remedies)] if remedies else []), _verdict(found)
-    )
+    advice = ["What to do:\n" + "\n".join(f"  {line}" for line in remedies)] if remedies else []
+    show(*[_table(section.title, section.findings) for section in found], *advice, _verdict(found))
 
 
-def _table(title: str, findings: list[Finding]) -> Table:
+def _table(title: str, findings: tuple[Finding, ...]) -> Table:
     made = table("what", "", "found~", title=title)
     for finding in findings:
         made.add_row(finding.what, Text(finding.severity, style=_COLOURS[finding.severity]), finding.found)
     return made
 
 
-def _verdict(found: dict[str, list[Finding]]) -> str:
-    grades = [finding.severity for findings in found.values() for finding in findings]
+def _verdict(found: list[Section]) -> str:
+    grades = _grades(found)
     words = [count(grades.count(grade), grade) for grade in (ERROR, WARNING) if grade in grades]
     unknown = f", {grades.count(UNKNOWN)} cannot be told" if UNKNOWN in grades else ""
     return f"{len(grades)} findings: {', '.join(words) or 'all well'}{unknown}"
 
 
-def _as_dict(connection: LogConnection, found: dict[str, list[Finding]]) -> dict[str, object]:
-    grades = [finding.severity for findings in found.values() for finding in findings]
+def _grades(found: list[Section]) -> list[str]:
+    return [finding.severity for section in found for finding in section.findings]
+
+
+def _as_dict(found: list[Section]) -> dict[str, object]:
+    grades = _grades(found)
     return {
-        "server": connection.url,
         "healthy": ERROR not in grades,
         "errors": grades.count(ERROR),
         "warnings": grades.count(WARNING),
         "findings": [
-            {"index": index or None, **attrs.asdict(finding)}
-            for index, findings in found.items()
-            for finding in findings
+            {"server": section.server, "index": section.index, **attrs.asdict(finding)}
+            for section in found
+            for finding in section.findings
         ],
     }

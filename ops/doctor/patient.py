@@ -16,6 +16,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from events import client as clients
+from events.cluster_client import ClusterClient
 from events.errors import CorruptState, StateCoreError, Unavailable
 from events.facts import SendStarted, TransferFinished, TransferStarted
 from events.keys import IndexKeys
@@ -60,12 +61,35 @@ class Reading:
     finished: tuple[str, ...]
 
 
+def servers(connection: LogConnection) -> list[tuple[str, redis.Redis]]:
+    """The server behind a connection, or every primary of a cluster, with what to call it."""
+    client = _client(connection)
+    if not isinstance(client, ClusterClient):
+        return [(connection.url, client)]
+    nodes = sorted(client.get_primaries(), key=lambda node: str(node.name))  # type: ignore[no-untyped-call]
+    return [(str(node.name), client.get_redis_connection(node)) for node in nodes]
+
+
+def holder(connection: LogConnection, index: str) -> redis.Redis:
+    """The one that holds an index."""
+    client = _client(connection)
+    if not isinstance(client, ClusterClient):
+        return client
+    node = client.get_node_from_key(IndexKeys.of(index).log)  # type: ignore[no-untyped-call]
+    return client.get_redis_connection(node)
+
+
+def _client(connection: LogConnection) -> clients.Client:
+    assert isinstance(connection.backend, RedisBackend), "only a server can be examined"
+    return connection.backend.client
+
+
 class Patient:
     """A server and one of its indexes. Raises `CannotTell` and `Unavailable` wherever it is asked."""
 
-    def __init__(self, connection: LogConnection, index: str | None) -> None:
-        assert isinstance(connection.backend, RedisBackend), "only a server can be examined"
-        self.client: redis.Redis = connection.backend.client
+    def __init__(self, connection: LogConnection, client: redis.Redis, index: str | None = None) -> None:
+        """`client`: of the server itself, or of the node of a cluster that holds the index."""
+        self.client = client
         self.connection = connection
         self.index = index
 

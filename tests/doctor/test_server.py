@@ -195,7 +195,7 @@ def test_what_fakeredis_does_not_say_is_not_guessed() -> None:
     ):
         engine.match("a", [1] * 8)
         found = examine(connection, None)
-    grades = {finding.what: finding.severity for findings in found.values() for finding in findings}
+    grades = {finding.what: finding.severity for section in found for finding in section.findings}
 
     assert {name for name, grade in grades.items() if grade == "unknown"} == {
         "version", "role", "eviction", "memory", "append only file", "background saves", "replicas"
