@@ -37,7 +37,7 @@ def parse(line: str) -> None:
     """Everything click does before it calls the command."""
     _, *words = shlex.split(line)
     command: click.Command = main
-    context = click.Context(main)
+    context = click.Context(main, **main.context_settings)
     while isinstance(command, click.Group):
         name, found, words = command.resolve_command(context, words)
         assert found is not None, f"there is no command {name}"
