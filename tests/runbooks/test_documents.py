@@ -44,7 +44,7 @@ def parse(line: str) -> None:
         command, context = found, click.Context(found, info_name=name, parent=context)
         if not words:
             return  # named, not called
-    command.make_context(context.info_name, words)
+    command.make_context(context.info_name, words, parent=context.parent)
 
 
 @pytest.mark.parametrize(("document", "line"), ALL, ids=[f"{name}: {line}" for name, line in ALL])
