@@ -35,12 +35,20 @@ import attrs
 import orjson
 
 from events.errors import CorruptState, InvalidInput
-from events.limits import COMMIT_BYTES_MAX, SNAPSHOT_PIECE_BYTES
+from events.limits import COMMIT_BYTES_MAX
 from events.ports import Head, Record, SnapshotPointer, StoredRecord
+from ops.cli.export_snapshots import (
+    VERSION_WITH_SNAPSHOTS,
+    Enclosed,
+    enclosed,
+    head_of,
+    header_entry,
+    piece_lines,
+    piece_of,
+)
 
 FORMAT: Final = "statecore-log"
 VERSION: Final = 1
-VERSION_WITH_SNAPSHOTS: Final = 2
 
 _HEADER_BYTES_MAX: Final = 4096
 _LINE_BYTES_MAX: Final = 4 * COMMIT_BYTES_MAX
@@ -50,9 +58,6 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ENTRY_FIELDS: Final = {
     "position": int, "previous": str, "commit": str, "author": str, "at": int, "schema": int,
     "body": str, "hashes": str, "checksum": str,
-}  # fmt: skip
-_SNAPSHOT_FIELDS: Final = {
-    "position": int, "commit": str, "digest": str, "schema": int, "blob": str, "bytes": int, "at": int, "lines": int,
 }  # fmt: skip
 
 _Line: TypeAlias = dict[str, object]
@@ -113,36 +118,18 @@ def _write_lines(out: BufferedIOBase, stretch: Stretch, records: Iterable[Stored
 
     header: _Line = {"format": FORMAT, "version": VERSION, "index": stretch.index, "first": first, "count": count}
     if stretch.snapshots:
-        lines = [_snapshot_line(pointer, data) for pointer, data in stretch.snapshots]
-        header |= {"version": VERSION_WITH_SNAPSHOTS, "snapshots": lines}
+        entries = [header_entry(pointer, data) for pointer, data in stretch.snapshots]
+        header |= {"version": VERSION_WITH_SNAPSHOTS, "snapshots": entries}
     write(header)
     for _, data in stretch.snapshots:
-        for piece in _pieces(data):
-            write({"snapshot": base64.b64encode(piece).decode()})
+        for line in piece_lines(data):
+            write(line)
     for stored in records:
         write(_entry_line(stored))
         written, last = written + 1, stored.record.commit_id
     if written != count:
         raise CorruptState(f"the log held {written} of {count} entries", position=first + written)
     write({"end": FORMAT, "count": count, "commit": last, "checksum": hasher.hexdigest()})
-
-
-def _pieces(data: bytes) -> list[bytes]:
-    return [data[start : start + SNAPSHOT_PIECE_BYTES] for start in range(0, len(data), SNAPSHOT_PIECE_BYTES)]
-
-
-def _snapshot_line(pointer: SnapshotPointer, data: bytes) -> _Line:
-    """`bytes` is what its pointer says; a blob that was cut brings fewer lines."""
-    return {
-        "position": pointer.position,
-        "commit": pointer.commit_id,
-        "digest": pointer.digest,
-        "schema": pointer.schema,
-        "blob": pointer.blob,
-        "bytes": pointer.size,
-        "at": pointer.at_ms,
-        "lines": len(_pieces(data)),
-    }
 
 
 def _entry_line(stored: StoredRecord) -> _Line:
@@ -190,7 +177,7 @@ class ExportFile:
     path: Path
     index: str
     head: Head
-    snapshots: tuple[tuple[SnapshotPointer, int], ...] = ()
+    snapshots: tuple[Enclosed, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> ExportFile:
@@ -204,7 +191,7 @@ class ExportFile:
         with _lines(path) as lines:
             first_line = next(lines, b"")
             header = _header(path, first_line)
-            snapshots = _snapshots(path, header)
+            snapshots = enclosed(path, header)
             hasher = hashlib.blake2b(first_line, digest_size=_CHECKSUM_BYTES)
             count, last = 0, b""
             for line in lines:
@@ -214,7 +201,7 @@ class ExportFile:
                 last = line
             footer = _footer(path, last, count)
         first, promised = _whole(header, "first"), _whole(header, "count")
-        count -= sum(lines for _, lines in snapshots)
+        count -= sum(each.lines for each in snapshots)
         if not count == promised == footer.get("count"):
             raise CorruptState(f"{path} is damaged: it holds {count} entries, its header says {promised}")
         if footer.get("checksum") != hasher.hexdigest():
@@ -222,11 +209,11 @@ class ExportFile:
                 f"{path} is damaged: the checksum of its bytes is {hasher.hexdigest()}, its footer says "
                 f"{footer.get('checksum')}"
             )
-        return cls(path, str(header["index"]), _head_of(first, count, footer, snapshots), snapshots)
+        return cls(path, str(header["index"]), head_of(first, count, str(footer.get("commit")), snapshots), snapshots)
 
     @property
     def pointers(self) -> tuple[SnapshotPointer, ...]:
-        return tuple([pointer for pointer, _ in self.snapshots])
+        return tuple([each.pointer for each in self.snapshots])
 
     def snapshot(self, pointer: SnapshotPointer) -> bytes:
         """The bytes of one of its snapshots.
@@ -237,10 +224,10 @@ class ExportFile:
         pieces: list[bytes] = []
         with _lines(self.path) as lines:
             next(lines)
-            for each, count in self.snapshots:
-                found = list(itertools.islice(lines, count))
-                if each == pointer:
-                    pieces = [_piece(self.path, line) for line in found]
+            for each in self.snapshots:
+                found = list(itertools.islice(lines, each.lines))
+                if each.pointer == pointer:
+                    pieces = [piece_of(self.path, _json(line)) for line in found]
         return b"".join(pieces)
 
     def records(self, after: int, until: int) -> Iterator[StoredRecord]:
@@ -252,7 +239,7 @@ class ExportFile:
         expected = self.head.first or self.head.position + 1
         with _lines(self.path) as lines:
             next(lines)
-            for line in itertools.islice(lines, sum(count for _, count in self.snapshots), None):
+            for line in itertools.islice(lines, sum(each.lines for each in self.snapshots), None):
                 if expected > min(until, self.head.position):
                     return
                 if expected > after:
@@ -293,44 +280,6 @@ def _header(path: Path, line: bytes) -> _Line:
     if type(header.get("index")) is not str or min(_whole(header, "first"), _whole(header, "count")) < 0:
         raise CorruptState(f"{path} is damaged: its header lacks index, first or count")
     return header
-
-
-def _snapshots(path: Path, header: _Line) -> tuple[tuple[SnapshotPointer, int], ...]:
-    """The snapshots the header speaks of, and how many lines each takes."""
-    listed = header.get("snapshots", [])
-    if not isinstance(listed, list) or bool(listed) != (header["version"] == VERSION_WITH_SNAPSHOTS):
-        raise CorruptState(
-            f"{path} is damaged: its header says version {header['version']}, and that its snapshots are {listed!r:.80}"
-        )
-    found = []
-    for line in listed:
-        if not isinstance(line, dict) or any(
-            type(line.get(name)) is not kind for name, kind in _SNAPSHOT_FIELDS.items()
-        ):
-            raise CorruptState(f"{path} is damaged: its header does not say what snapshot {line!r:.80} is")
-        *fields, lines = (line[name] for name in _SNAPSHOT_FIELDS)
-        if lines < 0:
-            raise CorruptState(f"{path} is damaged: a snapshot of {lines} lines")
-        found.append((SnapshotPointer(*fields), lines))
-    return tuple(found)
-
-
-def _head_of(first: int, count: int, footer: _Line, snapshots: tuple[tuple[SnapshotPointer, int], ...]) -> Head:
-    """Where the log ends: with its last entry, or with the newest snapshot where no entry is left."""
-    if count:
-        return Head(first + count - 1, str(footer.get("commit")), first)
-    if not snapshots:
-        return Head(0, "", 0)
-    newest = max((pointer for pointer, _ in snapshots), key=lambda pointer: pointer.position)
-    return Head(newest.position, newest.commit_id, 0)
-
-
-def _piece(path: Path, line: bytes) -> bytes:
-    fields = _json(line) or {}
-    try:
-        return base64.b64decode(str(fields["snapshot"]), validate=True)
-    except (KeyError, ValueError) as error:
-        raise CorruptState(f"{path} is damaged: a line is not a piece of a snapshot ({error!r})") from None
 
 
 def _footer(path: Path, line: bytes, count: int) -> _Line:

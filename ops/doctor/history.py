@@ -19,7 +19,7 @@ def layout(patient: Patient) -> Iterator[Finding]:
         "layout",
         found != LAYOUT,
         f"{found}, this release speaks {LAYOUT}",
-        "use the release that wrote it, or migrate: every engine, worker and keeper of one index needs the same",
+        "use the release that wrote it, or statecore migrate: all engines, workers, keepers need the same",
     )
 
 
