@@ -50,7 +50,7 @@ from statecore.state import (
 )
 
 SNAPSHOT_SCHEMA: Final = 2
-MAGIC: Final = b"STATECORE-SNAPSHOT"
+_MAGIC: Final = b"STATECORE-SNAPSHOT"
 _CHECKSUM_BYTES: Final = 16
 _NOBODY: Final = -1
 
@@ -118,7 +118,7 @@ def encode(state: State) -> bytes:
         "lengths": [len(array) for array in arrays],
     }
     packed = orjson.dumps(header)
-    body = b"".join([MAGIC, struct.pack("<I", len(packed)), packed, *(array.tobytes() for array in arrays), *hashes])
+    body = b"".join([_MAGIC, struct.pack("<I", len(packed)), packed, *(array.tobytes() for array in arrays), *hashes])
     return body + blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
 
 
@@ -140,6 +140,11 @@ def decode(data: bytes) -> State:
     if (found := digest(state)) != header["digest"]:
         raise CorruptState(f"snapshot gives a state of digest {found}, it was written of {header['digest']:.80}")
     return state
+
+
+def is_one(data: bytes) -> bool:
+    """Whether bytes begin as a snapshot does; not whether it is whole."""
+    return data.startswith(_MAGIC)
 
 
 def header_of(data: bytes) -> dict[str, Any]:
@@ -202,13 +207,13 @@ def _send_header(send: Send) -> list[object]:
 
 
 def _unpacked(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], bytes]:
-    start = len(MAGIC) + 4
-    if not data.startswith(MAGIC) or len(data) < start + _CHECKSUM_BYTES:
+    start = len(_MAGIC) + 4
+    if not data.startswith(_MAGIC) or len(data) < start + _CHECKSUM_BYTES:
         raise CorruptState(f"not a snapshot: {len(data)} bytes that begin with {data[:20]!r}")
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if blake2b(body, digest_size=_CHECKSUM_BYTES).digest() != checksum:
         raise CorruptState(f"snapshot of {len(data)} bytes is damaged: its checksum does not fit")
-    (length,) = struct.unpack_from("<I", body, len(MAGIC))
+    (length,) = struct.unpack_from("<I", body, len(_MAGIC))
     try:
         header: dict[str, Any] = orjson.loads(body[start : start + length])
         schema = header["schema"]

@@ -96,7 +96,7 @@ class CommandLine(LazyGroup):
 _COMMANDS: Final = {
     "log": Lazy("ops.cli.show_log:command", "Show what happened, commit by commit; follow it live."),
     "replay": Lazy("ops.cli.replay:command", "Rebuild the state at a position and summarise it."),
-    "inspect": Lazy("ops.cli.inspect:command", "Look into pools, tree, requests, engines, transfers, at any time."),
+    "inspect": Lazy("ops.cli.inspect:command", "Look into pools, tree, requests, engines, transfers."),
     "verify": Lazy("ops.cli.verify:command", "Prove that a log is whole and its state sound."),
     "export": Lazy("ops.cli.export_log:command", "Copy a log into a file."),
     "import": Lazy("ops.cli.import_log:command", "Copy an exported log into an empty index."),

@@ -48,7 +48,7 @@ def read_snapshot(path: Path) -> bytes:
     data = path.read_bytes()
     if data.startswith(_LOG_BEGINS):
         raise InvalidInput(f"{path} is an exported log, not a snapshot: see statecore import and --file")
-    if not data.startswith(snapshot.MAGIC):
+    if not snapshot.is_one(data):
         raise InvalidInput(f"{path} is not a snapshot: its {size:,} bytes begin with {data[:18]!r}")
     return data
 
