@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import click
+import orjson
 import pytest
 
 from ops.cli import main
@@ -164,3 +165,37 @@ def test_every_promise_has_evidence_that_is_there() -> None:
             if test:
                 defined = re.search(rf"^\s*(?:def|class) {test}\b", (ROOT / path).read_text(), re.MULTILINE)
                 assert defined, f"{name}: there is no {test} in {path}"
+
+
+# --- dashboards
+
+
+DASHBOARD = ROOT / "ops" / "dashboards" / "statecore.json"
+
+
+def test_a_dashboard_asks_for_metrics_that_exist() -> None:
+    """A panel would stay empty, and look as if nothing had happened."""
+    board = orjson.loads(DASHBOARD.read_bytes())
+    asked = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    ours = set(re.findall(r"statecore:\w+", asked))
+    theirs = set(re.findall(r"fastdeploy:(\w+)", asked))
+
+    assert ours
+    assert theirs
+    assert ours | theirs <= metrics()
+
+
+def test_a_dashboard_shows_all_of_a_keeper() -> None:
+    """What a keeper tells would be shown nowhere. Left out are what follows from the others, and a duration."""
+    asked = DASHBOARD.read_text()
+
+    missing = {name for name in metrics() if name.startswith("statecore:") and name not in asked}
+    assert missing == {"statecore:keeper_snapshot_position", "statecore:keeper_snapshot_s"}
+
+
+def test_a_panel_names_runbooks_that_are_there() -> None:
+    """The way from the alarm to what helps would end there."""
+    board = orjson.loads(DASHBOARD.read_bytes())
+    named = {name for panel in board["panels"] for name in re.findall(r"runbook ([a-z-]+)", panel["description"])}
+
+    assert named == {page.stem for page in PAGES} - {"upgrade"}
