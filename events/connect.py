@@ -28,8 +28,10 @@ _REDIS_SCHEMES = (
 )
 
 
-def connect(url: str | None = None, *, client: redis.Redis | None = None) -> LogConnection:
+def connect(url: str | None = None, *, client: redis.Redis | None = None, any_server: bool = False) -> LogConnection:
     """Open the place where logs are. Give a URL, or a client you built (fakeredis, special TLS).
+
+    `any_server`: also one that may not hold a log, for who looks into what is wrong with it.
 
     Raises:
         InvalidInput: the URL is none of the table above, or the server may not hold a log (too old, evicts, replica).
@@ -38,7 +40,8 @@ def connect(url: str | None = None, *, client: redis.Redis | None = None) -> Log
     if (url is None) == (client is None):
         raise InvalidInput("connect takes a URL or client=, exactly one of them")
     if client is not None:
-        check_server(client)
+        if not any_server:
+            check_server(client)
         return LogConnection(RedisBackend(client, owned=False), url=f"client={type(client).__name__}")
     if not isinstance(url, str):
         raise InvalidInput(f"the URL must be a string, not {type(url).__name__}")
@@ -56,7 +59,8 @@ def connect(url: str | None = None, *, client: redis.Redis | None = None) -> Log
         return LogConnection(_EmbeddedBackend(server), url=server.url)
     if scheme in _REDIS_SCHEMES and rest:
         built = build_client(url)
-        check_server(built)
+        if not any_server:
+            check_server(built)
         return LogConnection(RedisBackend(built, owned=True), url=without_password(url))
     raise InvalidInput(
         f"{without_password(url)!r} is no log: use redis://, rediss://, unix://, redis+cluster://, "

@@ -220,6 +220,12 @@ class MemoryTransport:
             del self._records[:count]
             self._first += count
 
+    def begin_at(self, base: Base, fences: Mapping[str, int]) -> None:
+        """An empty log goes on after `base`. For who holds `changed`."""
+        self._first, self._before_first = base.position + 1, base.commit_id
+        self._fences.update(fences)
+        self._let_in = self.life
+
     def close(self) -> None:
         """Nothing to close: other users of the connection may go on."""
 

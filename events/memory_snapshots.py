@@ -59,3 +59,13 @@ class MemorySnapshots:
             keep = max(1, min(now[0].position + 1, pointer.position - margin + 1))
             self._log.trim(keep)
             return Published(keep)
+
+    def plant(self, pointer: SnapshotPointer, fences: tuple[tuple[str, int], ...]) -> PublishReply:
+        with self._log.changed:
+            if self._log.position:
+                return NotPublished(f"the index is not empty: its log is at position {self._log.position}")
+            if len(self.blobs.get(pointer.blob, b"")) != pointer.size:
+                return NotPublished(f"the blob holds {len(self.blobs.get(pointer.blob, b''))} of {pointer.size} bytes")
+            self._pointers = (pointer,)
+            self._log.begin_at(Base(pointer.position, pointer.commit_id), dict(fences))
+            return Published(pointer.position + 1)

@@ -169,10 +169,14 @@ class RedisTransport:
 
 
 class RedisBackend:
-    """All indexes of one server or cluster. Closes the client only if it built it."""
+    """All indexes of one server or cluster. Closes the client only if it built it.
+
+    Attributes:
+        client: for who looks at the server itself.
+    """
 
     def __init__(self, client: clients.Client, *, owned: bool) -> None:
-        self._client = client
+        self.client = self._client = client
         self._owned = owned
 
     def transport(self, index: str) -> RedisTransport:

@@ -18,6 +18,7 @@ from events.script import Script
 from events.transport import NotPublished, Published, PublishReply
 
 _PUBLISH: Final = Script("publish_snapshot", "continuity")
+_PLANT: Final = Script("plant_index", "server_life")
 _FIELDS: Final = ("position", "commit", "digest", "schema", "blob", "bytes", "at_ms")
 """Of the pointer, in the order of the script's arguments."""
 
@@ -70,6 +71,22 @@ class RedisSnapshots:
             raise clients.unavailable(error) from error
         return _reply(answer, pointer)
 
+    def plant(self, pointer: SnapshotPointer, fences: tuple[tuple[str, int], ...]) -> PublishReply:
+        named = [
+            self._keys.log, self._keys.head, self._keys.fence, self._keys.snapshot, self._keys.blob(pointer.blob)
+        ]  # fmt: skip
+        arguments = (
+            keys.LAYOUT, pointer.position, pointer.commit_id, pointer.digest, pointer.schema, pointer.blob, pointer.size,
+            pointer.at_ms, *(part for fence in fences for part in fence),
+        )  # fmt: skip
+        try:
+            answer = _PLANT.run(self._client, named, arguments)
+            if bytes(answer[0]) == b"taken" and self.pointers()[:1] == (pointer,):
+                return Published(pointer.position + 1)  # this very call, whose first reply was lost
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+        return _reply(answer, pointer)
+
 
 def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
     """The tagged array of publish_snapshot.lua; its header lists the tags."""
@@ -77,6 +94,10 @@ def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
     match tag:
         case b"published":
             return Published(int(answer[1]))
+        case b"planted":
+            return Published(pointer.position + 1)
+        case b"taken":
+            return NotPublished(f"the index is not empty: its log is at position {int(answer[1])}")
         case b"moved":
             if bytes(answer[1]).decode() == pointer.blob:
                 return Published(0)  # this very call, whose first reply was lost

@@ -61,3 +61,9 @@ class Snapshots:
         return retrying(limits.APPEND_DEADLINE_S, self._sleep)(
             self._transport.publish, pointer, seen, limits.SNAPSHOT_MARGIN
         )
+
+    def plant(self, data: bytes, pointer: SnapshotPointer, fences: tuple[tuple[str, int], ...]) -> PublishReply:
+        """Begin an empty index with this snapshot instead of its birth."""
+        return retrying(limits.APPEND_DEADLINE_S, self._sleep)(
+            self._transport.plant, self.upload(data, pointer), fences
+        )

@@ -53,6 +53,10 @@ class SnapshotTransport(Protocol):
         """Make `pointer` the newest and trim the log, if the pointers are still those `seen`."""
         ...
 
+    def plant(self, pointer: SnapshotPointer, fences: tuple[tuple[str, int], ...]) -> PublishReply:
+        """Begin an empty index at a stored snapshot, with the lowest session of each engine that may append."""
+        ...
+
 
 # --- the log --------------------------------------------------------------------------------------------------------
 

@@ -145,6 +145,11 @@ def fences_of(facts: Sequence[Fact]) -> tuple[tuple[str, int], ...]:
     return tuple(fences.items())
 
 
+def fences_at(state: State) -> tuple[tuple[str, int], ...]:
+    """Per engine of a state, the lowest session that may append: what all `fences_of` up to here amount to."""
+    return tuple((engine.name, engine.session + (not engine.alive)) for engine in state.engines.values())
+
+
 def jobs_of(state: State, facts: Sequence[Fact]) -> tuple[Job, ...]:
     """The jobs that go out with a commit: one per transfer it starts."""
     jobs = []

@@ -142,6 +142,11 @@ def decode(data: bytes) -> State:
     return state
 
 
+def is_one(data: bytes) -> bool:
+    """Whether bytes begin as a snapshot does; not whether it is whole."""
+    return data.startswith(_MAGIC)
+
+
 def header_of(data: bytes) -> dict[str, Any]:
     """What a snapshot says of itself: `schema`, `digest`, `state` with position and last commit id; checksum checked."""
     return _unpacked(data)[0]

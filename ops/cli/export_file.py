@@ -4,13 +4,17 @@ Owns the format: JSON lines, gzip where the name ends with `.gz`.
 
 | line        | holds                                                                                              |
 |-------------|----------------------------------------------------------------------------------------------------|
-| header      | `format`, `version`, `index`, `first` (position), `count` (entries)                                |
+| header      | `format`, `version`, `index`, `first` (position), `count` (entries), `snapshots` where there are some |
+| snapshots   | their bytes in pieces: `snapshot` (base64)                                                         |
 | each entry  | the stored record, as it is: `position, previous, commit, author, at, schema, body, hashes, checksum` |
 | footer      | `end`, `count`, `commit` (id of the last one), `checksum` (BLAKE2b-128 over all bytes before it)   |
 
 `body` is the JSON the writer made, as a string; `hashes` is base64. A file without its footer, or whose bytes are not
 those the footer names, is refused as a whole: half a history looks like a history. What the entries mean is not judged
 here; `verify` does that. The same log always makes the same bytes.
+
+A log whose beginning was trimmed away brings the snapshots that stand for it, and is of version 2; any other is of version
+1, as before, and needs none.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import base64
 import contextlib
 import gzip
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -31,7 +36,16 @@ import orjson
 
 from events.errors import CorruptState, InvalidInput
 from events.limits import COMMIT_BYTES_MAX
-from events.ports import Head, Record, StoredRecord
+from events.ports import Head, Record, SnapshotPointer, StoredRecord
+from ops.cli.export_snapshots import (
+    VERSION_WITH_SNAPSHOTS,
+    Enclosed,
+    enclosed,
+    head_of,
+    header_entry,
+    piece_lines,
+    piece_of,
+)
 
 FORMAT: Final = "statecore-log"
 VERSION: Final = 1
@@ -52,7 +66,24 @@ _Line: TypeAlias = dict[str, object]
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_export(path: Path, index: str, first: int, count: int, records: Iterable[StoredRecord]) -> int:
+@attrs.frozen
+class Stretch:
+    """What an export holds: `count` entries of an index from position `first` on, and the snapshots in front of them."""
+
+    index: str
+    first: int
+    count: int
+    snapshots: tuple[tuple[SnapshotPointer, bytes], ...] = ()
+
+
+def write_export(
+    path: Path,
+    index: str,
+    first: int,
+    count: int,
+    records: Iterable[StoredRecord],
+    snapshots: tuple[tuple[SnapshotPointer, bytes], ...] = (),
+) -> int:
     """Write a log file, all or nothing; an older file of that name is replaced. Returns its size in bytes.
 
     Raises:
@@ -65,7 +96,7 @@ def write_export(path: Path, index: str, first: int, count: int, records: Iterab
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as raw, _compressed(path, raw) as out:
-            _write_lines(out, index, first, count, records)
+            _write_lines(out, Stretch(index, first, count, snapshots), records)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
@@ -73,9 +104,9 @@ def write_export(path: Path, index: str, first: int, count: int, records: Iterab
     return size
 
 
-def _write_lines(out: BufferedIOBase, index: str, first: int, count: int, records: Iterable[StoredRecord]) -> None:
+def _write_lines(out: BufferedIOBase, stretch: Stretch, records: Iterable[StoredRecord]) -> None:
     hasher = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
-    written, last = 0, ""
+    first, count, written, last = stretch.first, stretch.count, 0, ""
 
     def write(line: _Line) -> None:
         try:
@@ -85,7 +116,14 @@ def _write_lines(out: BufferedIOBase, index: str, first: int, count: int, record
         hasher.update(data)
         out.write(data)
 
-    write({"format": FORMAT, "version": VERSION, "index": index, "first": first, "count": count})
+    header: _Line = {"format": FORMAT, "version": VERSION, "index": stretch.index, "first": first, "count": count}
+    if stretch.snapshots:
+        entries = [header_entry(pointer, data) for pointer, data in stretch.snapshots]
+        header |= {"version": VERSION_WITH_SNAPSHOTS, "snapshots": entries}
+    write(header)
+    for _, data in stretch.snapshots:
+        for line in piece_lines(data):
+            write(line)
     for stored in records:
         write(_entry_line(stored))
         written, last = written + 1, stored.record.commit_id
@@ -133,11 +171,13 @@ class ExportFile:
         path: the file.
         index: name of the index it was taken from.
         head: where the log in it ends, and its first position.
+        snapshots: those in it, with the lines each takes.
     """
 
     path: Path
     index: str
     head: Head
+    snapshots: tuple[Enclosed, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> ExportFile:
@@ -151,6 +191,7 @@ class ExportFile:
         with _lines(path) as lines:
             first_line = next(lines, b"")
             header = _header(path, first_line)
+            snapshots = enclosed(path, header)
             hasher = hashlib.blake2b(first_line, digest_size=_CHECKSUM_BYTES)
             count, last = 0, b""
             for line in lines:
@@ -160,6 +201,7 @@ class ExportFile:
                 last = line
             footer = _footer(path, last, count)
         first, promised = _whole(header, "first"), _whole(header, "count")
+        count -= sum(each.lines for each in snapshots)
         if not count == promised == footer.get("count"):
             raise CorruptState(f"{path} is damaged: it holds {count} entries, its header says {promised}")
         if footer.get("checksum") != hasher.hexdigest():
@@ -167,8 +209,26 @@ class ExportFile:
                 f"{path} is damaged: the checksum of its bytes is {hasher.hexdigest()}, its footer says "
                 f"{footer.get('checksum')}"
             )
-        head = Head(first + count - 1, str(footer.get("commit")), first) if count else Head(0, "", 0)
-        return cls(path, str(header["index"]), head)
+        return cls(path, str(header["index"]), head_of(first, count, str(footer.get("commit")), snapshots), snapshots)
+
+    @property
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        return tuple([each.pointer for each in self.snapshots])
+
+    def snapshot(self, pointer: SnapshotPointer) -> bytes:
+        """The bytes of one of its snapshots.
+
+        Raises:
+            CorruptState: a line of it is none.
+        """
+        pieces: list[bytes] = []
+        with _lines(self.path) as lines:
+            next(lines)
+            for each in self.snapshots:
+                found = list(itertools.islice(lines, each.lines))
+                if each.pointer == pointer:
+                    pieces = [piece_of(self.path, _json(line)) for line in found]
+        return b"".join(pieces)
 
     def records(self, after: int, until: int) -> Iterator[StoredRecord]:
         """Records with positions above `after` up to `until`, in order.
@@ -176,10 +236,10 @@ class ExportFile:
         Raises:
             CorruptState: a line is not an entry, or not the one its place in the file promises.
         """
-        expected = self.head.first
+        expected = self.head.first or self.head.position + 1
         with _lines(self.path) as lines:
             next(lines)
-            for line in lines:
+            for line in itertools.islice(lines, sum(each.lines for each in self.snapshots), None):
                 if expected > min(until, self.head.position):
                     return
                 if expected > after:
@@ -213,8 +273,10 @@ def _header(path: Path, line: bytes) -> _Line:
     if header is None or header.get("format") != FORMAT:
         raise InvalidInput(f"{path} is not an exported log (its first line is no {FORMAT} header)")
     version = header.get("version")
-    if version != VERSION:
-        raise InvalidInput(f"{path} has format version {version}, this release reads version {VERSION}")
+    if version not in (VERSION, VERSION_WITH_SNAPSHOTS):
+        raise InvalidInput(
+            f"{path} has format version {version}, this release reads versions {VERSION} and {VERSION_WITH_SNAPSHOTS}"
+        )
     if type(header.get("index")) is not str or min(_whole(header, "first"), _whole(header, "count")) < 0:
         raise CorruptState(f"{path} is damaged: its header lacks index, first or count")
     return header

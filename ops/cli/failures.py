@@ -58,6 +58,11 @@ def say_error(message: str) -> None:
     click.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
 
 
+def say_warning(message: str) -> None:
+    """The same in yellow, for what the command can go on with."""
+    click.secho(f"warning: {' '.join(message.split())}", err=True, fg="yellow")
+
+
 def stop_writing() -> None:
     """Nobody reads stdout any more: whatever is still buffered goes nowhere, without a complaint at exit."""
     if sys.__stdout__ is not None and sys.stdout is sys.__stdout__:

@@ -15,6 +15,7 @@ from events.ports import Entry
 from ops.cli.keeper import is_by_keeper, require_keepers_right
 from ops.cli.output import progress
 from ops.cli.source import Source, entries
+from ops.cli.starting import Kept, beginning
 from ops.cli.transfers import is_by_worker, require_workers_right
 from statecore.invariants import violations
 from statecore.replica import Replica
@@ -23,21 +24,34 @@ from statecore.state import State
 Watch: TypeAlias = Callable[[State, Entry], None]
 """Sees each entry with the state before it."""
 
+Begin: TypeAlias = Callable[[State], None]
+"""Sees the state from which the entries go on: that at birth, or that of a snapshot."""
 
-def replay(source: Source, until: int, *, check_every: int = 0, watch: Watch | None = None) -> Replica:
+
+def replay(
+    source: Source,
+    until: int,
+    *,
+    check_every: int = 0,
+    watch: Watch | None = None,
+    begin: Begin | None = None,
+    here: Kept | None = None,
+) -> Replica:
     """The replica at position `until`; its invariants checked every so many commits, 0 for never.
 
+    Who only wants the state gets it from the newest snapshot; who watches or checks sees all that is kept. `begin` is told
+    the state from which the entries go on; `here` is what was found to be kept, for who has looked.
+
     Raises:
+        InvalidInput: that position is trimmed away; says which can be shown.
         CorruptState: the history or the state is broken; says where.
         Unavailable: the server went away.
     """
-    first = source.head().first
-    if until and first > 1:
-        raise CorruptState(
-            f"the log begins at position {first}: entries 1 to {first - 1} are missing, and without them there is no state"
-        )
-    replica = Replica()
-    for entry in progress(entries(source, 0, until), until, "replaying"):
+    replica = beginning(source, until, oldest=bool(check_every) or watch is not None, here=here)
+    start = replica.state.position
+    if begin is not None:
+        begin(replica.state)
+    for entry in progress(entries(source, start, until), until - start, "replaying"):
         if watch is not None:
             watch(replica.state, entry)
         replica.apply(entry)

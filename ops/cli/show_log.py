@@ -16,11 +16,13 @@ import attrs
 import click
 
 from events.codec import fact_to_dict
-from events.errors import InvalidInput
+from events.errors import InvalidInput, RolledBack
 from events.facts import Fact, SendStarted, TransferStarted
-from events.ports import Entry, Head
+from events.ports import Base, Entry, Head
+from ops.cli.failures import say_warning
 from ops.cli.output import iso_time, write_json
 from ops.cli.source import LiveSource, Source, Where, checked_position, entries, open_source, source_options
+from ops.cli.starting import Kept, kept
 from ops.cli.transfers import Concerned, transfer_of
 from ops.cli.words import FACT_NAMES, fact_words
 
@@ -106,6 +108,9 @@ def command(
     started it, and of a send the receiver as well; the request is the one whose prefix it fetches, or that it hands over.
     The end of either is known to be about a receiver or a request if its start is among the positions shown.
 
+    What the keeper has trimmed away behind a snapshot is not shown, and said. A log that is followed and rolled back
+    (a restored backup, a failover) ends the command with exit code 1.
+
     \b
     Examples:
       statecore log --last 20
@@ -116,8 +121,11 @@ def command(
     """
     chosen = Filters(**filters)  # type: ignore[arg-type]  # the three options that are left
     with open_source(where) as source:
-        head = source.head()
-        after, until = _span(head, first, last, tail, follow)
+        here = kept(source)
+        head = here.head
+        after, until = _span(here, first, last, tail, follow)
+        if after == here.first - 1 and not here.from_birth and first is None and tail is None:
+            say_warning(f"{here.gone()}")
         shown = 0
         layout = _Layout(position=len(str(head.position)))
         for entry in _followed(source, after, until) if follow else entries(source, after, until):
@@ -173,33 +181,58 @@ class _Layout:
             click.echo(f"{indent if number else head}{name}  {fact_words(fact, entry.engine)}")
 
 
-def _span(head: Head, first: int | None, last: int | None, tail: int | None, follow: bool) -> tuple[int, int]:
+def _span(here: Kept, first: int | None, last: int | None, tail: int | None, follow: bool) -> tuple[int, int]:
     """After which position to begin and with which to end."""
+    head = here.head
     if tail is not None and first is not None:
         raise click.UsageError("--from and --last both say where to begin: give one of them")
-    if first is not None and first < head.first:
-        raise InvalidInput(f"--from {first} is before the beginning of the log, which is at position {head.first}")
+    for option, value in (("--from", first), ("--to", last)):
+        if value is not None and value < here.first:
+            raise InvalidInput(f"{option} {value} lies before the beginning of the log: {here.gone()}")
     if last is not None and first is not None and last < first:
         raise InvalidInput(f"--to {last} lies before --from {first}")
+    oldest = here.first - 1
     if follow:
         begin = head.position - (tail or _TAIL) if first is None else min(first - 1, head.position)
-        return max(begin, head.first - 1, 0), _WHOLE_LOG if last is None else last
+        return max(begin, oldest), _WHOLE_LOG if last is None else last
     until = checked_position(last, "--to", head)
     if tail is not None:
-        return max(until - tail, head.first - 1), until
-    return checked_position(first, "--from", head) - 1 if first is not None else max(head.first - 1, 0), until
+        return max(until - tail, oldest), until
+    return checked_position(first, "--from", head) - 1 if first is not None else oldest, until
 
 
 def _followed(source: Source, after: int, until: int) -> Iterator[Entry]:
-    """Entries as they come."""
+    """Entries as they come.
+
+    Raises:
+        RolledBack: the log does not hold any more what was shown.
+    """
     if not isinstance(source, LiveSource):
         raise click.UsageError("--follow needs a server: nothing is added to a file")
+    shown: Base | None = None
     while True:
-        head = source.head().position
-        for entry in entries(source, after, min(head, until)):
+        head = source.head()
+        if shown is None and head.position == after:
+            shown = Base(after, head.commit_id)
+        if head.position < after or (shown is not None and not source.log.continues(shown)):
+            raise _rolled_back(after, head, shown)
+        if head.first > after + 1:
+            say_warning(f"positions {after + 1} to {head.first - 1} were trimmed away before they could be shown")
+            after, shown = head.first - 1, None
+        for entry in entries(source, after, min(head.position, until)):
+            if shown is not None and entry.previous != shown.commit_id:
+                raise _rolled_back(after, head, shown)
             yield entry
-            after = entry.position
+            after, shown = entry.position, Base(entry.position, entry.id)
         if after >= until:
             return
-        if head <= after:
+        if head.position <= after:
             time.sleep(_POLL_S)
+
+
+def _rolled_back(after: int, head: Head, shown: Base | None) -> RolledBack:
+    commit = f" commit {shown.commit_id!r}" if shown is not None else ""
+    return RolledBack(
+        f"the log was rolled back: it was shown up to{commit} at position {after}, and now ends with commit "
+        f"{head.commit_id!r} at position {head.position}, another history. What was shown after they parted is void"
+    )

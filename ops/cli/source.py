@@ -18,10 +18,11 @@ import click
 
 from events import connect
 from events.codec import decode
-from events.errors import CorruptState, InvalidInput
+from events.errors import CorruptState, InvalidInput, Unavailable
 from events.limits import READ_PAGE
 from events.log import EventLog, LogConnection
-from events.ports import Entry, Head, StoredRecord
+from events.ports import Entry, Head, SnapshotPointer, StoredRecord
+from events.snapshots import Snapshots
 from ops.cli.export_file import ExportFile
 
 URL_VARIABLE: Final = "STATECORE_URL"
@@ -83,13 +84,27 @@ class Source(Protocol):
         """Records with positions above `after` up to `until`, fetched as they are asked for."""
         ...
 
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        """The snapshots beside the log, at most two."""
+        ...
+
+    def snapshot(self, pointer: SnapshotPointer) -> bytes:
+        """The bytes of one of them, as they are."""
+        ...
+
 
 @attrs.frozen
 class LiveSource:
-    """The log of an index on a server."""
+    """The log of an index on a server, and the snapshots beside it."""
 
     log: EventLog
+    shelf: Snapshots
     place: str
+
+    @classmethod
+    def of(cls, connection: LogConnection, index: str) -> LiveSource:
+        log = connection.log(index, follow=False)
+        return cls(log, Snapshots(connection.backend.transport(index).snapshots), connection.url)
 
     @property
     def index(self) -> str:
@@ -108,6 +123,12 @@ class LiveSource:
                     return
                 yield record
             after = page[-1].position
+
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        return self.shelf.pointers()
+
+    def snapshot(self, pointer: SnapshotPointer) -> bytes:
+        return self.shelf.fetch(pointer)
 
 
 @attrs.frozen
@@ -129,6 +150,12 @@ class FileSource:
 
     def stored(self, after: int, until: int) -> Iterator[StoredRecord]:
         return self.export.records(after, until)
+
+    def pointers(self) -> tuple[SnapshotPointer, ...]:
+        return self.export.pointers
+
+    def snapshot(self, pointer: SnapshotPointer) -> bytes:
+        return self.export.snapshot(pointer)
 
 
 @contextmanager
@@ -165,7 +192,7 @@ def open_connection(where: Where) -> Iterator[LogConnection]:
 
 
 def _live_source(connection: LogConnection, where: Where) -> LiveSource:
-    return LiveSource(connection.log(chosen_index(connection, where), follow=False), connection.url)
+    return LiveSource.of(connection, chosen_index(connection, where))
 
 
 def chosen_index(connection: LogConnection, where: Where) -> str:
@@ -195,10 +222,16 @@ def stored_records(source: Source, after: int, until: int) -> Iterator[StoredRec
 
     Raises:
         CorruptState: one is missing.
+        Unavailable: the keeper trimmed it away while it was read.
     """
     expected = after + 1
     for record in source.stored(after, until):
         if record.position != expected:
+            first = source.head().first
+            if expected < first == record.position:
+                raise Unavailable(
+                    f"the log was trimmed while it was read: positions before {first:,} are gone now. Run it again"
+                )
             raise CorruptState(f"the log goes on with {record.position}: an entry is missing", position=expected)
         yield record
         expected += 1

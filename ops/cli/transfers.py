@@ -147,6 +147,10 @@ class Concerned:
 
     _receivers: dict[str, str] = attrs.field(factory=dict)
 
+    def know(self, transfer: str, receiver: str) -> None:
+        """A send that began before the first fact that is asked about."""
+        self._receivers[transfer] = receiver
+
     def by(self, fact: Fact) -> tuple[str, ...]:
         transfer = transfer_of(fact)
         if transfer is None:

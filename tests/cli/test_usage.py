@@ -18,11 +18,13 @@ from ops.cli.group import CommandLine, Lazy, LazyGroup
 from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
+OURS_ALONE = ("log", "replay", "inspect", "verify", "export", "import", "snapshot", "migrate", "doctor")
 ELSEWHERE = ("demo", "chaos", "reliability", "bench", "worker", "keeper")
-COMMANDS = ("log", "replay", "inspect", "verify", "export", "import", "migrate", *ELSEWHERE)
+COMMANDS = (*OURS_ALONE, *ELSEWHERE)
 OURS = (
-    *(["log"], ["replay"], ["inspect"], ["verify"], ["export"], ["import"]),
+    *([name] for name in OURS_ALONE),
     *(["inspect", what] for what in ("pools", "tree", "request", "engine", "transfers")),
+    *(["snapshot", what] for what in ("export", "show", "import")),
 )
 
 
@@ -57,7 +59,9 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert all(len(line) <= 110 for line in long.stdout.splitlines())
 
 
-@pytest.mark.parametrize("group", [main, main.get_command(click.Context(main), "inspect")])
+@pytest.mark.parametrize(
+    "group", [main, *(main.get_command(click.Context(main), name) for name in ("inspect", "snapshot"))]
+)
 def test_the_summaries_in_the_table_are_those_of_the_commands(group: object) -> None:
     """The list of commands would promise something else than the command says of itself."""
     assert isinstance(group, LazyGroup)

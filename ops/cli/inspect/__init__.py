@@ -24,7 +24,7 @@ _COMMANDS: Final = {
     cls=LazyGroup,
     lazy=_COMMANDS,
     context_settings=SETTINGS,
-    short_help="Look into pools, tree, requests, engines, transfers, any time.",
+    short_help="Look into pools, tree, requests, engines, transfers.",
 )
 def command() -> None:
     """Look into a state: now, or as it was at any position (--at N).

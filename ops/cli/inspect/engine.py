@@ -10,8 +10,8 @@ from rich.table import Table
 
 from events.errors import InvalidInput
 from events.ports import Entry
-from ops.cli.inspect.history import Life, Sending, watch_lives, watch_sends
-from ops.cli.inspect.view import View, inspect_options, opened_view
+from ops.cli.inspect.history import Life, Sending, begin_lives, begin_sends, watch_lives, watch_sends
+from ops.cli.inspect.view import View, before_words, inspect_options, opened_view
 from ops.cli.output import iso_time, number, show, table, write_json
 from ops.cli.report import hit_rate_words, pairs
 from ops.cli.source import Where
@@ -45,7 +45,11 @@ def command(where: Where, at: int | None, as_json: bool, name: str) -> None:
         of_lives(state, entry)
         of_sends(state, entry)
 
-    with opened_view(where, at, watch) as view:
+    def begin(state: State) -> None:
+        begin_lives(name, lives)(state)
+        begin_sends(name, sends)(state)
+
+    with opened_view(where, at, watch, begin) as view:
         engine = view.state.engines.get(name)
         if engine is None:
             known = ", ".join(sorted(view.state.engines)) or "none"
@@ -98,18 +102,19 @@ def _show(view: View, engine: Engine, lives: list[Life], requests: list[Request]
             ("transfers", f"{number(_open_transfers(view, engine))} not over, {number(counters.transfers)} so far")
         )
     rows += [(f"holds in {pool}", block_words(tuple(held))) for pool, held in sorted(engine.held.items()) if held.total]
-    parts = [pairs(*rows), _table_of_lives(lives), _table_of_requests(requests)]
+    parts = [pairs(*rows), _table_of_lives(view, lives), _table_of_requests(requests)]
     if sends:
-        parts.append(_table_of_sends(engine.name, sends))
+        parts.append(_table_of_sends(view, engine.name, sends))
     show(*parts)
 
 
-def _table_of_lives(lives: list[Life]) -> Table:
+def _table_of_lives(view: View, lives: list[Life]) -> Table:
     known = table("session#", "joined at#", "time", "ended at#", "time", "how", title="Lives")
     for life in lives:
-        ended = life.ended
+        joined, ended = life.joined, life.ended
         known.add_row(
-            *(str(life.session), str(life.joined.position), _time(life.joined.at_ms)),
+            str(life.session),
+            *(before_words(view), "trimmed away") if joined is None else (str(joined.position), _time(joined.at_ms)),
             *("", "", "goes on") if ended is None else (
                 str(ended.position), _time(ended.at_ms), type(ended.fact).__name__,
             ),
@@ -127,7 +132,7 @@ def _table_of_requests(requests: list[Request]) -> Table:
     return served
 
 
-def _table_of_sends(engine: str, sends: list[Sending]) -> Table:
+def _table_of_sends(view: View, engine: str, sends: list[Sending]) -> Table:
     """The last ones; what is left out the title says."""
     few = sends[-_SENDS_SHOWN:]
     title = "Sends" if len(few) == len(sends) else f"Sends, the last {len(few)} of {number(len(sends))}"
@@ -139,7 +144,7 @@ def _table_of_sends(engine: str, sends: list[Sending]) -> Table:
             send.request,
             f"to {send.receiver}" if send.engine == engine else f"from {send.engine}",
             number(ranges.count(send.source_blocks)),
-            str(started.position),
+            before_words(view) if started is None else str(started.position),
             "" if ended is None else str(ended.position),
             f"{sending.outcome} ({sending.reason})" if sending.reason else sending.outcome,
         )

@@ -1,7 +1,8 @@
 """What the log says about one request, engine or transfer, collected while it is replayed.
 
 Owns when a request begins and ends (it also ends with its engine's life, which no fact about the request says), that the
-end of a swap-in or a send belongs to the request it was started for, and that a send is a matter of both its engines.
+end of a swap-in or a send belongs to the request it was started for, and that a send is a matter of both its engines. Where
+the beginning of the log is gone, the state at the snapshot says what had begun before it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,18 @@ class RequestHistory:
     _transfers: set[str] = attrs.field(factory=set)
     _concerned: Concerned = attrs.field(factory=Concerned)
 
+    def begin(self, state: State) -> None:
+        """Requests of that id that live where the kept log begins."""
+        for engine in state.engines.values():
+            if self.request in engine.requests and self.engine in (None, engine.name):
+                self.events.setdefault(engine.name, [])
+                self.begun.add(engine.name)
+                self._live.add(engine.name)
+        for send in state.sends.values():
+            self._concerned.know(send.id, send.receiver)
+            if send.request == self.request:
+                self._transfers.add(send.id)
+
     def watch(self, _state: State, entry: Entry) -> None:
         for fact in entry.facts:
             for engine in self._concerned.by(fact):
@@ -85,18 +98,18 @@ class RequestHistory:
 
 @attrs.define
 class Life:
-    """A session of an engine. `ended` is None while it goes on."""
+    """A session of an engine. `joined` is None where that was trimmed away, `ended` while it goes on."""
 
     session: int
-    joined: Event
+    joined: Event | None
     ended: Event | None = None
 
     def as_dict(self) -> dict[str, object]:
-        ended = self.ended
+        joined, ended = self.joined, self.ended
         return {
             "session": self.session,
-            "joined_position": self.joined.position,
-            "joined_at": iso_time(self.joined.at_ms),
+            "joined_position": None if joined is None else joined.position,
+            "joined_at": None if joined is None else iso_time(joined.at_ms),
             "ended_position": None if ended is None else ended.position,
             "ended_at": None if ended is None else iso_time(ended.at_ms),
             "ended_by": None if ended is None else type(ended.fact).__name__,
@@ -118,12 +131,23 @@ def watch_lives(engine: str, lives: list[Life]) -> Callable[[State, Entry], None
     return watch
 
 
+def begin_lives(engine: str, lives: list[Life]) -> Callable[[State], None]:
+    """Puts the life that goes on where the kept log begins into `lives`."""
+
+    def begin(state: State) -> None:
+        known = state.engines.get(engine)
+        if known is not None and known.alive:
+            lives.append(Life(known.session, None))
+
+    return begin
+
+
 @attrs.define
 class Sending:
-    """A send that an engine took part in. `ended` is None while it is under way."""
+    """A send that an engine took part in. `started` is None where that was trimmed away, `ended` while it is under way."""
 
     send: SendStarted
-    started: Event
+    started: Event | None
     ended: Event | None = None
 
     @property
@@ -142,15 +166,15 @@ class Sending:
         return "" if self.ended is None else str(getattr(self.ended.fact, "reason", ""))
 
     def as_dict(self) -> dict[str, object]:
-        ended = self.ended
+        started, ended = self.started, self.ended
         return {
             "transfer": self.send.transfer,
             "sender": self.send.engine,
             "receiver": self.send.receiver,
             "request": self.send.request,
             "blocks": ranges.count(self.send.source_blocks),
-            "started_position": self.started.position,
-            "started_at": iso_time(self.started.at_ms),
+            "started_position": None if started is None else started.position,
+            "started_at": None if started is None else iso_time(started.at_ms),
             "ended_position": None if ended is None else ended.position,
             "ended_at": None if ended is None else iso_time(ended.at_ms),
             "outcome": self.outcome,
@@ -172,6 +196,18 @@ def watch_sends(engine: str, sends: dict[str, Sending]) -> Callable[[State, Entr
                     send.ended = event
 
     return watch
+
+
+def begin_sends(engine: str, sends: dict[str, Sending]) -> Callable[[State], None]:
+    """Puts the sends that are under way where the kept log begins into `sends`."""
+
+    def begin(state: State) -> None:
+        for send in state.sends.values():
+            if engine in (send.engine, send.receiver):
+                ends = (send.source, send.source_blocks, send.destination, send.destination_blocks)
+                sends[send.id] = Sending(SendStarted(send.id, send.engine, send.request, send.receiver, *ends), None)
+
+    return begin
 
 
 def watch_starts(starts: dict[str, Event]) -> Callable[[State, Entry], None]:

@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from events.errors import InvalidInput
-from events.facts import BlockRanges, EngineLeft, EngineLost, RequestReleased
+from events.facts import BlockRanges, EngineLeft, EngineLost, RequestReleased, SendStarted
 from ops.cli.inspect.history import Event, RequestHistory
 from ops.cli.inspect.view import View, copy_marks, inspect_options, opened_view
 from ops.cli.output import count, iso_time, number, show, table, write_json
@@ -74,10 +74,13 @@ def command(where: Where, at: int | None, as_json: bool, request_id: str, engine
       statecore inspect request chat-17 --engine engine-0 --at 1200 --json
     """
     history = RequestHistory(request_id, engine)
-    with opened_view(where, at, history.watch) as view:
+    with opened_view(where, at, history.watch, history.begin) as view:
         if not history.events:
             by = "" if engine is None else f" of engine {engine!r}"
-            raise InvalidInput(f"up to position {view.state.position} the log knows no request {request_id!r}{by}")
+            since = f", from {view.since + 1} on where it begins," if view.since else ""
+            raise InvalidInput(
+                f"up to position {view.state.position}{since} the log knows no request {request_id!r}{by}"
+            )
         owners = history.begun or history.events.keys()
         if len(owners) > 1:
             raise InvalidInput(
@@ -90,7 +93,9 @@ def command(where: Where, at: int | None, as_json: bool, request_id: str, engine
         if as_json:
             write_json(_as_dict(view, owner, request_id, request, parts, events))
         else:
-            _show(view, owner, request_id, _state_of(request, parts, events, name in history.begun), parts, events)
+            _show(
+                view, owner, request_id, _state_of(view, request, parts, events, name in history.begun), parts, events
+            )
 
 
 def table_parts(request: Request, pool: str) -> Iterator[Part]:
@@ -138,10 +143,12 @@ def _as_dict(
     }
 
 
-def _state_of(request: Request | None, parts: list[Part], events: list[Event], begun: bool) -> str:
+def _state_of(view: View, request: Request | None, parts: list[Part], events: list[Event], begun: bool) -> str:
     if request is not None:
         blocks = parts[-1].end if parts else 0
         return f"live: {count(blocks, 'block')}, {number(request.path_blocks)} of them on the path"
+    if not begun and not isinstance(events[0].fact, SendStarted):
+        return f"not live at position {number(view.since)}, before which the log is gone, nor begun since"
     if not begun:
         return (
             f"sent here at position {number(events[0].position)}, into blocks of another request or the engine itself"
@@ -156,7 +163,8 @@ def _show(view: View, owner: Engine, request_id: str, state: str, parts: list[Pa
         ("at", f"position {number(view.state.position)} of index {view.index!r}"),
         ("state", state),
     )
-    happened = table("position#", "time", "fact", "~", title="What happened")
+    title = f"What happened from position {number(view.since + 1)} on" if view.since else "What happened"
+    happened = table("position#", "time", "fact", "~", title=title)
     for event in events:
         when = iso_time(event.at_ms) or f"{event.at_ms} ms"
         words = fact_words(event.fact, owner.name)

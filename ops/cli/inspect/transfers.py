@@ -6,7 +6,7 @@ import attrs
 import click
 
 from ops.cli.inspect.history import Event, watch_starts
-from ops.cli.inspect.view import View, inspect_options, opened_view
+from ops.cli.inspect.view import View, before_words, inspect_options, opened_view
 from ops.cli.output import count, iso_time, number, show, table, write_json
 from ops.cli.report import pairs, transfer_table
 from ops.cli.source import Where
@@ -42,7 +42,7 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
                 {
                     "index": view.index,
                     "position": view.state.position,
-                    "transfers": [_as_dict(transfer, starts[transfer.transfer]) for transfer in transfers],
+                    "transfers": [_as_dict(transfer, starts.get(transfer.transfer)) for transfer in transfers],
                     "started": sum(engine.transfers for engine in view.state.engines.values()),
                     "ignored_finishes": view.state.ignored_finishes,
                 }
@@ -51,8 +51,13 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
             _show(view, transfers, starts)
 
 
-def _as_dict(transfer: TransferSummary, start: Event) -> dict[str, object]:
-    return {**attrs.asdict(transfer), "started_position": start.position, "started_at": iso_time(start.at_ms)}
+def _as_dict(transfer: TransferSummary, start: Event | None) -> dict[str, object]:
+    """Of one whose start was trimmed away, nobody knows when it was."""
+    return {
+        **attrs.asdict(transfer),
+        "started_position": None if start is None else start.position,
+        "started_at": None if start is None else iso_time(start.at_ms),
+    }
 
 
 def _show(view: View, transfers: tuple[TransferSummary, ...], starts: dict[str, Event]) -> None:
@@ -60,7 +65,10 @@ def _show(view: View, transfers: tuple[TransferSummary, ...], starts: dict[str, 
     shown.title = view.title("Transfers" if transfers else "No transfers under way")
     since = table("transfer", "started at#", "time", title="Since when")
     for transfer in transfers:
-        start = starts[transfer.transfer]
+        start = starts.get(transfer.transfer)
+        if start is None:
+            since.add_row(transfer.transfer, before_words(view), "trimmed away")
+            continue
         when = iso_time(start.at_ms) or f"{start.at_ms} ms"
         since.add_row(transfer.transfer, str(start.position), when.replace("T", " "))
     started = sum(engine.transfers for engine in view.state.engines.values())
