@@ -299,7 +299,10 @@ class Session(Following):
         if prepared is None:
             return
         commit, base = prepared
-        reply = self._log.append(commit, base)
+        try:
+            reply = self._log.append(commit, base)
+        except OutcomeUnknown as error:  # of this commit; nothing of the step has been sent again
+            raise Unavailable(f"a lost part of history could not be dealt with: {error}") from error
         with self._guard:
             match reply:
                 case Appended():

@@ -6,11 +6,14 @@ import attrs
 import pytest
 
 from events import RolledBack, connect
+from events.facts import HistoryLost
 from events.log import LogConnection
 from events.memory import MemoryTransport
 from statecore import CacheIndex
 from statecore.invariants import leaked_blocks, violations
+from statecore.rejections import StepConflict
 from tests.jobs.given import seated, taken
+from tests.keeper.given import keeper_of
 
 INDEX = "lost"
 KEPT = [1, 2, 3, 4] * 4
@@ -152,3 +155,118 @@ def test_a_join_that_itself_was_lost(given: Given) -> None:
 
     assert (two.session, two.would_match(KEPT)) == (1, 0)
     sound(two)
+
+
+def test_who_was_told_nothing_matches_nothing_that_was_overwritten(given: Given) -> None:
+    """Otherwise it would be given another prompt's bytes, until the one that knew has begun its next life, or for ever.
+
+    Given two engines on one pool, of which one evicted and computed in a lost part and then died, having heard that its
+    history is gone, when the other, which was told nothing, matches, then it finds only what is pinned; and the log says so.
+    """
+    one = given.engine("a", gpu_pool="p", gpu_blocks=8)
+    two = given.engine("b", gpu_pool="p", gpu_blocks=8)
+    cache(one, "cached", KEPT)
+    two.match("pinned", OTHER)
+    two.allocate("pinned", 4)
+    two.extend("pinned", ready=True)
+    end = two.refresh()
+    one.refresh()
+    cache(one, "lost", [5, 6, 7, 8] * 4)
+    given.cut(end)
+    with pytest.raises(RolledBack):
+        one.match("asks", KEPT)  # and dies
+
+    found = two.match("r", KEPT)
+
+    assert found.blocks == []
+    assert two.would_match(OTHER) == 4
+    facts = [fact for entry in two._log.read(end) for fact in entry.facts]
+    assert [type(fact) for fact in facts if isinstance(fact, HistoryLost)] == [HistoryLost]
+    sound(two)
+
+
+def test_a_step_is_decided_again_on_what_is_left(given: Given) -> None:
+    """Otherwise a scheduler would compute with a hit that is not one.
+
+    Given the same, when the other engine matches within a step and has been told a hit, then the step did not happen, and
+    the next one is told what is left.
+    """
+    one = given.engine("a", gpu_pool="p", gpu_blocks=8)
+    two = given.engine("b", gpu_pool="p", gpu_blocks=8)
+    cache(one, "cached", KEPT)
+    end = two.refresh()
+    cache(one, "lost", [5, 6, 7, 8] * 4)
+    given.cut(end)
+    with pytest.raises(RolledBack):
+        one.match("asks", KEPT)
+
+    def step() -> int:
+        with two.step():
+            return two.match("r", KEPT).tokens
+
+    with pytest.raises(StepConflict):
+        step()
+
+    assert step() == 0
+    sound(two)
+
+
+def test_a_new_engine_meets_the_loss(given: Given) -> None:
+    """Otherwise nobody could join while a loss is in the way."""
+    one = given.engine("a", gpu_pool="p", gpu_blocks=8)
+    cache(one, "cached", KEPT)
+    end = one.position
+    cache(one, "lost", [5, 6, 7, 8] * 4)
+    given.cut(end)
+    with pytest.raises(RolledBack):
+        one.match("asks", KEPT)
+
+    new = given.engine("c", gpu_pool="p", gpu_blocks=8)
+
+    assert new.match("r", KEPT).blocks == []
+    one.rejoin()
+    assert one.match("r", KEPT).blocks == []
+    sound(new, one)
+
+
+def test_transfers_under_way_are_not_carried_out_again(given: Given) -> None:
+    """Otherwise a worker would copy bytes that were overwritten in the lost part, and the copy would be called good.
+
+    Given a swap-out whose end is lost, when the loss is dealt with, then it is cancelled, and its blocks wait for a worker.
+    """
+    index = given.engine("a", cpu_blocks=4)
+    other = given.engine("b", cpu_blocks=4)
+    worker = seated(given.connection, INDEX, pool=index.gpu_pool)
+    cache(index, "for-x", KEPT)
+    index.match("x", [7] * 16)
+    (transfer,) = index.allocate("x", 4).waits_for
+    end = index.position
+    worker.finish(taken(worker), ok=True)
+    index.wait(transfer, 5.0)
+    index.allocate("x", 4)
+    given.cut(end)
+    with pytest.raises(RolledBack):
+        index.release("x")
+
+    other.allocate(None, 1)
+
+    assert other.inspect(lambda state: state.transfers[transfer].cancelled)
+    assert other.would_match(KEPT) == 0
+
+
+def test_the_keeper_tells_what_it_knew(given: Given) -> None:
+    """Otherwise only engines would stand up for a history that is gone, and they may all be dead."""
+    one = given.engine("a", gpu_pool="p", gpu_blocks=8)
+    cache(one, "cached", KEPT)
+    end = one.position
+    cache(one, "lost", [5, 6, 7, 8] * 4)
+    keeper, said = keeper_of(given.connection, INDEX)
+    keeper.turn()
+    given.cut(end)
+    keeper.turn()
+    assert said.of("rolled_back")
+
+    new = given.engine("c", gpu_pool="p", gpu_blocks=8)
+
+    assert new.would_match(KEPT) == 0
+    sound(new)
