@@ -17,6 +17,7 @@ from typing import Final
 import attrs
 
 from ops.chaos.engine import EngineSettings
+from ops.chaos.history import Began, read_history
 from ops.chaos.slot import Order, Slot
 from ops.chaos.tether import tethered
 from workers.rank_lock import remove_dead_locks
@@ -158,6 +159,17 @@ class EngineActor(Actor):
     def order(self, order: Order) -> None:
         assert self.slot is not None
         self.slot.order = order
+
+    @property
+    def session(self) -> int | None:
+        """Of the present process's last life, by its history; None before its first."""
+        history = attrs.evolve(self.settings, process=self.processes - 1).history
+        begun = (
+            [line.session for line in read_history(history).lines if isinstance(line, Began)]
+            if history.exists()
+            else []
+        )
+        return begun[-1] if begun else None
 
     def next_of_its_name(self) -> EngineActor:
         """Somebody to be the next of this engine's processes, while the last one still is."""

@@ -111,8 +111,10 @@ def _stopping_redis(seconds: tuple[float, float]) -> Move:
 def _last_words(stage: Stage, fault: str) -> bool:
     """A commit is held back, its engine killed; when the next process of that name has joined, the commit arrives."""
     actor = stage.one_of(ENGINE)
-    session = None if actor is None else stage.server.session_of(actor.name)
-    if not isinstance(actor, EngineActor) or session is None:
+    if not isinstance(actor, EngineActor):
+        return False
+    session = actor.session
+    if session is None or session != stage.server.session_of(actor.name):  # it has no life that it could go on with
         return False
     at = time.monotonic()
     stage.down.add(actor.name)
@@ -131,9 +133,9 @@ def _last_words(stage: Stage, fault: str) -> bool:
             stage.undone.append(fault)
 
     def deliver(commit: bytes) -> None:
-        joined = stage.server.session_of(actor.name)
+        joined = actor.session
         reply = b""
-        if joined is not None and joined > session:
+        if joined is not None:
             with suppress(OSError):
                 reply = stage.network.send(commit)
         if not reply or reply.startswith(b"-"):  # no server, or it has lost the script: nothing was decided
