@@ -23,6 +23,7 @@ class Life:
         number: its session; 0 before it began.
         end: why it is over; None while it goes on.
         told: whether the engine has been told of the end.
+        left: whether it was the engine that ended it.
     """
 
     def __init__(self, engine: str) -> None:
@@ -30,9 +31,15 @@ class Life:
         self.number = 0
         self.end: SessionOver | CorruptState | None = None
         self.told = False
+        self.left = False
 
     def begin(self, number: int) -> None:
-        self.number, self.end, self.told = number, None, False
+        self.number, self.end, self.told, self.left = number, None, False, False
+
+    def leave(self) -> None:
+        """It ended as its engine wished."""
+        self.over()
+        self.left = True
 
     def over(self, current: int | None = None, reason: str = "") -> SessionOver:
         """It is over. `current`: the lowest session that may follow."""
@@ -57,7 +64,7 @@ class Life:
     @property
     def may_follow(self) -> bool:
         """Whether a next life may begin by itself: the engine knows of the end, and nothing is broken for good."""
-        return self.told and (isinstance(self.end, SessionOver | RolledBack))
+        return self.told and not self.left and isinstance(self.end, SessionOver | RolledBack)
 
     def ended_by(self, reply: Fenced | Diverged, state: State) -> SessionOver | CorruptState:
         """What the log's answer means for it; `state` is the one it stands on."""

@@ -130,7 +130,7 @@ class Session(Following):
 
     def _left(self) -> None:
         self._log.drop_lease()
-        self._life.over()
+        self._life.leave()
 
     def resolve(self) -> bool:
         """Find out what became of the step whose outcome is unknown; True if it stands (or nothing was in doubt).
@@ -160,6 +160,7 @@ class Session(Following):
                         return False
                     case StillAlive():
                         raise AssertionError("an engine declares nobody else lost")
+            self._require_standing()
             return True
 
     def step(self) -> AbstractContextManager[Step]:
@@ -196,6 +197,17 @@ class Session(Following):
             self._catch_up_with_arrived()
             with self._begin(explicit=explicit) as step:
                 yield step
+            self._require_standing()
+
+    def _require_standing(self) -> None:
+        """A commit may have taken long to be found out: it stands, and this life may be over all the same.
+
+        What was given in it may belong to others by now; so the caller hears that, and not of the step.
+        """
+        with suppress(Unavailable):  # the next step asks again, and begins nothing unheard
+            if (verdict := self._log.standing()) is not None:
+                self._life.ended_by(verdict, self._replica.state)
+                self._life.require()
 
     @contextmanager
     def _begin(self, *, explicit: bool) -> Iterator[Step]:

@@ -13,6 +13,7 @@ there with 0, and fails the run that left it out.
 from __future__ import annotations
 
 import platform
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ class Versions:
             python=platform.python_version(),
             redis=redis,
             redis_py=metadata.version("redis"),
-            system=f"{platform.system()} {platform.machine()}",
+            system=f"{sys.platform} {platform.machine()}",
         )
 
 

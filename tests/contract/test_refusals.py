@@ -11,7 +11,7 @@ from events import limits
 from events.facts import HistoryLost
 from events.log import EventLog, LogConnection
 from events.ports import Appended, AppendReply, Base, Commit, Conflicted, Diverged, Fenced, LossInTheWay
-from tests.contract.commits import BIRTH, commit, dump, filled, ids, job
+from tests.contract.commits import BIRTH, commit, dump, filled, ids, job, without_loss
 
 # --- fences ---------------------------------------------------------------------------------------------------------
 
@@ -253,12 +253,3 @@ def test_a_refusal_leaves_no_trace(
         last = Base(7, "told")
     after = log.append(commit("after", engine="y", pools=["p", "new"]), last)
     assert after == Appended(last.position + 1, ())
-
-
-def without_loss(held: object) -> object:
-    """The keys of an index without the one field that says what was lost."""
-    if isinstance(held, dict):
-        for value in held.values():
-            if isinstance(value, dict):
-                value.pop(b"lost", None)
-    return held

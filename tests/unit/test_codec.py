@@ -26,6 +26,7 @@ from events.facts import (
     EngineLeft,
     EngineLost,
     Fact,
+    HistoryLost,
     IndexCreated,
     PathExtended,
     PathReady,
@@ -75,7 +76,8 @@ FACTS_SINCE_2: tuple[Fact, ...] = (
     CacheCleared("a", "new weights"),
     ServiceResumed("a", "they are loaded"),
 )
-FACTS = FACTS_OF_1 + FACTS_SINCE_2
+FACTS_SINCE_3: tuple[Fact, ...] = (HistoryLost("keeper", "n.9"),)
+FACTS = FACTS_OF_1 + FACTS_SINCE_2 + FACTS_SINCE_3
 FIRST_WRITTEN: dict[Fact, Fact] = {
     EngineJoined("a", 1, "gpu:a", None, 4, True): EngineJoined("a", 1, "gpu:a", None, 4, False),
     EngineJoined("b", 2, "gpu:a", "host", 1, True): EngineJoined("b", 2, "gpu:a", "host", 1, False),
@@ -164,14 +166,15 @@ GOLDEN_BODY_SINCE_2 = (
     b"]"
 )
 GOLDEN_CHECKSUM_OF_2 = "4d93879d"
-GOLDEN_CHECKSUM = "0a32d7c9"
+GOLDEN_CHECKSUM = "eebf11fa"
 
 
 def golden_body() -> bytes:
     """What schema 3 writes: the same with what it added."""
     body = GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
     body = body.replace(b'"gpu:a",null,4]', b'"gpu:a",null,4,true]').replace(b'"host",1]', b'"host",1,true]')
-    return body.replace(b'["EngineLost","b",2]', b'["EngineLost","b",2,"a new life of the engine began"]')
+    body = body.replace(b'["EngineLost","b",2]', b'["EngineLost","b",2,"a new life of the engine began"]')
+    return body[:-1] + b',["HistoryLost","keeper","n.9"]]'
 
 
 def test_golden_bytes() -> None:
@@ -197,7 +200,9 @@ def test_a_log_of_schema_2_is_read_as_it_was() -> None:
     body = GOLDEN_BODY[:-1] + b"," + GOLDEN_BODY_SINCE_2[1:]
     old = Record("n.1", "a#3", 1_700_000_000_000, 2, body, bytes(range(32)), GOLDEN_CHECKSUM_OF_2)
 
-    assert codec.decode(stored(old)).facts == tuple([FIRST_WRITTEN.get(fact, fact) for fact in FACTS])
+    assert codec.decode(stored(old)).facts == tuple(
+        [FIRST_WRITTEN.get(fact, fact) for fact in FACTS_OF_1 + FACTS_SINCE_2]
+    )
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
