@@ -140,8 +140,9 @@ class RedisTransport:
     def head(self) -> Head:
         try:
             fields = [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE]
-            position, commit_id, layout, life = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
+            # The log first: an index that is born in between has a head, and not entries without one.
             oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
+            position, commit_id, layout, life = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         if layout is not None and layout.decode() != keys.LAYOUT:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from events import limits
+from events import connect, limits
 from events.errors import InvalidInput
 from events.log import EventLog, LogConnection
 from events.ports import Base, Entry, Head
-from tests.contract.commits import BIRTH, commit, filled, ids
+from tests.contract.commits import BIRTH, client_of, commit, filled, ids
 
 PATIENCE_S = 10.0
 
@@ -235,3 +236,27 @@ def test_a_full_queue_loses_nothing(stored: LogConnection, index_name: str, monk
 
     assert ids(seen) == [f"c{number}" for number in range(1, 21)]
     log.close()
+
+
+def test_an_index_is_born_while_somebody_looks(redis_url: str, index_name: str) -> None:
+    """Otherwise engines that are started together would take a birth for a log whose head is gone.
+
+    Given a look at the head between whose two requests the first commit lands, then it is the old state or the new one.
+    """
+    with connect(redis_url) as looking, connect(redis_url) as writing:
+        client = client_of(looking)
+        execute = client.execute_command
+        begun = []
+
+        def execute_and_let_others_in(*words: Any, **options: Any) -> Any:
+            answer = execute(*words, **options)
+            if not begun and words[0] in ("XRANGE", "HMGET"):
+                begun.append(words[0])
+                writing.log(index_name).append(commit("c1"), BIRTH)
+            return answer
+
+        client.execute_command = execute_and_let_others_in
+        head = looking.log(index_name).head()
+
+    assert begun
+    assert head.position in (0, 1)

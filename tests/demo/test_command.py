@@ -214,12 +214,12 @@ def test_the_report_can_be_piped() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [(ENGINE, "engine-0 (process {}) was ended by SIGKILL"), (WORKER, "(process {}) ended with code -9")],
+    [(ENGINE, "engine-0 (process {}) was ended by SIGKILL"), (WORKER, "ended with code -9")],
 )
 def test_a_killed_process_ends_the_demo_at_once(kind: bytes, said: str, index_name: str) -> None:
     """The demo would wait for ever for a process that is gone, or leave others and their memory behind.
 
-    Given an engine or a worker that is killed while all serve
+    Given an engine that is killed while all serve, or a worker, perhaps before it is ready
     Then the command says which and how, in one line, exits with 1, and nothing of it runs on or stays in memory.
     """
     with demo("--engines", "2", "--step-ms", "500", "--index", index_name) as process:
