@@ -246,7 +246,7 @@ def test_an_index_is_born_while_somebody_looks(redis_url: str, index_name: str) 
     with connect(redis_url) as looking, connect(redis_url) as writing:
         client = client_of(looking)
         execute = client.execute_command
-        begun = []
+        begun: list[str] = []
 
         def execute_and_let_others_in(*words: Any, **options: Any) -> Any:
             answer = execute(*words, **options)
