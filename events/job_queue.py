@@ -225,9 +225,14 @@ class JobQueue:
 
     def beat(self, state: str) -> str | None:
         found = self._transport.occupants(self._seat.pool, [self._seat.rank])[0]
-        if found is not None and _heartbeat_of(found).life != self._life:
+        body, ttl_s = self._heartbeat(state), limits.HEARTBEAT_TTL_S
+        if found is None:  # it ran out, or the server has lost it, and the seat with it: then no report would count
+            if not self._transport.sit(self._seat, self._life, body, ttl_s, only_if_empty=True):
+                return None
+        elif _heartbeat_of(found).life != self._life:
             return None
-        self._transport.occupy(self._seat, self._heartbeat(state), limits.HEARTBEAT_TTL_S)
+        else:
+            self._transport.occupy(self._seat, body, ttl_s)
         return self._transport.life()
 
     def alive(self) -> tuple[Heartbeat | None, ...]:

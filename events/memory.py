@@ -149,6 +149,8 @@ class MemoryTransport:
             if lowest is not None and session < lowest:
                 return Fenced(lowest)
             diverged = self._diverged(base)
+            if diverged is None and lowest is not None and session > lowest:
+                diverged = Diverged(base.position, "")  # a life that began in a history that is gone
             if diverged is not None:
                 self.note_loss(base)
                 return diverged

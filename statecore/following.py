@@ -144,6 +144,7 @@ class Following:
         except CorruptState as error:
             self._life.broken(error)
             self._life.told = True
+            self._log.drop_lease()  # nobody acts on it: the keeper may end what the log still calls alive
             raise
 
     def _require_usable(self) -> None:

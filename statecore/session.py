@@ -39,6 +39,7 @@ from statecore.answers import no_answer
 from statecore.commands import Command, Forget, Join, Leave
 from statecore.following import Following
 from statecore.rejections import Contended, Rejection, SessionOver
+from statecore.restoring import rolled_back
 from statecore.step import Doubt, Fill, Operation, Step, commit_of, decide_again
 
 Answer = TypeVar("Answer")
@@ -155,6 +156,7 @@ class Session(Following):
                     case Fenced() | Diverged():
                         raise self._life.ended_by(reply, self._replica.state)
                     case Trimmed():
+                        self._log.drop_lease()
                         raise self._life.over(reason=f"the log has forgotten what became of commit {doubt.commit.id}")
                     case LossInTheWay():
                         return False
@@ -223,6 +225,8 @@ class Session(Following):
                 step.undo_memos()
             if isinstance(error, CorruptState):
                 self._life.broken(error)
+            if self._life.end is not None:
+                self._log.drop_lease()  # nobody acts on it: the keeper may end what the log still calls alive
             if error is self._life.end:
                 self._life.told = True
             raise
@@ -346,6 +350,9 @@ class Session(Following):
         if reply.missed or step is not self._step:
             replica.undo()
             self._apply(reply.missed)
+            before = Base(reply.missed[-1].position, reply.missed[-1].id) if reply.missed else base
+            if replica.base != before:  # it had read on after the commit was sent, in a history that is gone
+                raise rolled_back(replica.base.position, replica.base.commit_id, found="")
             replica.redo(commit.facts)
         replica.settle(reply.position, commit.id)
         self._log.at(replica.base)

@@ -48,9 +48,15 @@ class Pulse:
             return False
         return self._life in (None, life)
 
-    def heard(self, life: str) -> None:
-        """The server has answered just now, in this life."""
-        self._heard_at, self._life = self._clock(), life
+    def now(self) -> float:
+        """For `heard`: take it before asking."""
+        return self._clock()
+
+    def heard(self, life: str, asked_at: float) -> None:
+        """The server has answered in this life what it was asked then. The answer may be old: a worker can be stopped with
+        it in its hands, and meanwhile the server has begun another life."""
+        if asked_at >= self._heard_at:
+            self._heard_at, self._life = asked_at, life
 
     def __enter__(self) -> Pulse:
         self._thread.start()
@@ -66,6 +72,7 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._over.wait(limits.HEARTBEAT_EVERY_S):
+            asked_at = self.now()
             try:
                 life = self._jobs.beat(self.state)
             except StateCoreError as error:
@@ -75,4 +82,4 @@ class Pulse:
                 self._say("replaced", reason="another worker has taken this rank over")
                 self._stop.set()
                 return
-            self.heard(life)
+            self.heard(life, asked_at)

@@ -146,10 +146,11 @@ def run(jobs: Jobs, mover: Mover, *, stop: threading.Event, say: Say) -> Totals:
 
 def _work(jobs: Jobs, mover: Mover, pulse: Pulse, totals: Totals, say: Say) -> None:
     """One job at most."""
+    asked_at = pulse.now()
     got = jobs.take(limits.JOB_BLOCK_S)
     match got:
         case Delivery():
-            pulse.heard(got.life)
+            pulse.heard(got.life, asked_at)
             pulse.state = f"copying {got.job.transfer}"
             try:
                 _carry_out(jobs, got, mover, pulse, totals, say)

@@ -25,6 +25,9 @@ if lowest and tonumber(ARGV[3]) < tonumber(lowest) then
   return {'fenced', lowest}
 end
 local standing, found = continuity(KEYS[1], known, tonumber(ARGV[4]), ARGV[5])
+if lowest and tonumber(ARGV[3]) > tonumber(lowest) then
+  standing, found = 'diverged', '' -- a life that began in a history that is gone; its base may be too old to tell
+end
 if standing == 'diverged' then
   note_loss(KEYS[2], known, ARGV[5])
   return {'diverged', ARGV[4], found}

@@ -104,6 +104,7 @@ _COMMANDS: Final = {
     "migrate": Lazy("ops.migrate_command:command", "Bring an index of an older release to this one."),
     "doctor": Lazy("ops.doctor.command:command", "Say what is wrong with a server and an index, and what helps."),
     "demo": Lazy("ops.demo.command:command", "Several engine processes share one index in a real Redis."),
+    "simulate": Lazy("ops.simulate_command:command", "Simulate engines, workers, keepers, a dying server."),
     "chaos": Lazy("ops.chaos.command:command", "Kill, stop and cut off real processes, and check what is left."),
     "reliability": Lazy("ops.reliability.command:command", "Write the page of what was shown, from runs."),
     "bench": Lazy("ops.bench.command:command", "Measure every figure beside its reference."),

@@ -19,7 +19,7 @@ from ops.trace import TraceError
 from tests.cli.scenario import INDEX, Story, answer, complaint, statecore
 
 OURS_ALONE = ("log", "replay", "inspect", "verify", "export", "import", "snapshot", "migrate", "doctor")
-ELSEWHERE = ("demo", "chaos", "reliability", "bench", "worker", "keeper")
+ELSEWHERE = ("demo", "simulate", "chaos", "reliability", "bench", "worker", "keeper")
 COMMANDS = (*OURS_ALONE, *ELSEWHERE)
 OURS = (
     *([name] for name in OURS_ALONE),

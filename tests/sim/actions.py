@@ -76,7 +76,7 @@ class Actions(TierActions):
         found = []
         for stem in STEMS:
             hashes = HashedTokens.begin(BLOCK_SIZE_OF_ALL).extend(tokens_of(list(stem))).hashes
-            depth, _ = ledger.longest(engine, hashes, None)
+            depth = ledger.longest(engine, hashes, None)[0] if self.process.alive_in_log() else 0
             if self.process.alive_in_log() and ledger.fetchable(engine, hashes, depth) > 1:
                 found.append((list(stem), depth))
         if not found:
@@ -153,6 +153,8 @@ class Actions(TierActions):
 
     def _double(self, first: str, second: str) -> None:
         requests = self.process.model.requests
+        if first not in requests:
+            return
         self._match(second, requests[first].sequence, None, told=f"like {first}")
         requests = self.process.model.requests  # told anew after each call of a step
         if second in requests and (missing := requests[second].sequence.blocks - len(requests[second].table)) > 0:
@@ -271,12 +273,12 @@ class Actions(TierActions):
 
     def ask(self) -> None:
         """Questions change nothing and are answered by what this replica knows."""
-        index, known = self.index, self.world.past.get(self.index.position)
+        index, known = self.index, self.world.past.get(self.process.base().commit_id)
         hashes = HashedTokens.begin(BLOCK_SIZE_OF_ALL).extend(tokens_of(self._symbols(6))).hashes
         found = index.would_match(hashes=hashes)
         self.world.tell(f"{self.process.name}:   would_match -> {found}")
         self.world.marks["would_match"] += 1
-        if known is not None and not self.process.busy:
+        if known is not None and self.process.engine in known.engines and not self.process.busy:
             depth, _ = known.longest(self.process.engine, hashes, None)
             depth += known.fetchable(self.process.engine, hashes, depth)
             require(found == depth, "a question is answered truly", (found, depth))

@@ -1,7 +1,7 @@
 """Many seeds, and the marks that say whether they did anything interesting.
 
 Owns the lists of what must occur in a campaign: every command, every refusal, every fault, every turn an append can take,
-every end of a transfer, every death of a worker.
+every end of a transfer, every death of a worker, of a keeper, of the server.
 A campaign in which one of them never happened proves nothing about it, and fails.
 """
 
@@ -72,6 +72,33 @@ WORKERS = (
 EXPECTED_OF_TIERS = (*TIER_COMMANDS, *TIER_REFUSALS, *TRANSFERS, *WORKERS)
 
 
+SERVER = (
+    *("server restarted", "tail lost", "failover", "positions reused", "a late message dies with the server"),
+    *("the log opened again", "the log opened again after a rollback", "a new life before the log was open"),
+    *("closed log met", "closed log met at renewal", "diverged at append", "diverged at renewal", "RolledBack"),
+    *("a loss in the way", "HistoryLost", "a device wrote for a history that had vanished"),
+)
+LIVES = (
+    *("an engine is killed", "an engine is stopped", "stopped in the middle of a call", "the machine sleeps"),
+    *("a renewal that did not get through", "deposed", "deposed while stopped", "depose refused because alive"),
+    *("woken zombie fenced", "woken zombie fenced, and told why", "rejoined by itself", "fenced at renewal"),
+    *("PoolDropped", "memory dropped with its engine", "a second process of the same name"),
+)
+KEEPERS = (
+    *("snapshot published", "trim", "keeper: acts", "keeper: waits", "keeper: deposed", "keeper: rolled_back"),
+    *("keeper: unavailable", "behind the trim at join", "behind the trim in mid-life", "behind the trim by a keeper"),
+    *("behind the trim at a commit", "a stored snapshot rots", "corrupt snapshot passed over", "alarm: rolled back"),
+    "a snapshot that reads back wrong is not published",
+    *("keeper died before storing a blob", "keeper died after storing a blob", "keeper died before reading a blob"),
+    *("keeper died after reading a blob", "keeper died before publishing", "keeper died after publishing"),
+)
+WORKERS_AND_LIVES = (
+    *("keeper: rung", "report: interrupted"),
+    *("worker cut off in mid-copy", "worker: replaced", "worker: not_counted"),
+)
+EXPECTED_OF_PERILS = (*SERVER, *LIVES, *KEEPERS, *WORKERS_AND_LIVES)
+
+
 @attrs.define
 class Campaign:
     """What came of many runs."""
@@ -82,11 +109,11 @@ class Campaign:
     failure: Outcome | None = None
 
 
-def campaign(seeds: Iterable[int], steps: int, tiers: int) -> Campaign:
+def campaign(seeds: Iterable[int], steps: int, tiers: int | None, perils: bool = False) -> Campaign:
     """Run the seeds, up to the first failure."""
     found = Campaign()
     for seed in seeds:
-        outcome = run(seed, steps, tiers=tiers)
+        outcome = run(seed, steps, tiers=tiers, perils=perils)
         found.runs += 1
         found.positions += outcome.positions
         found.marks += outcome.marks

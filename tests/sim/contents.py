@@ -13,9 +13,13 @@ was told that they are its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+import attrs
+
+from events import limits
 from events.facts import BlockRanges
+from events.ports import Base
 from statecore.ranges import ids
 from tests.sim.accounts import require
 from workers.block_moves import plan
@@ -45,12 +49,47 @@ def scratch(owner: str) -> bytes:
     return owner.encode().ljust(len(NOTHING), b"~")[: len(NOTHING)]
 
 
+@attrs.frozen
+class Write:
+    """One block that a device has still to compute.
+
+    Attributes:
+        due: when it is done at the latest.
+        base, session: the history and the life it was given in.
+    """
+
+    block: int
+    content: bytes
+    due: float
+    base: Base
+    session: int
+
+
+class Owner(Protocol):
+    """Whose device it is."""
+
+    @property
+    def pool(self) -> str: ...
+
+    def goes_by(self) -> tuple[Base, int]: ...
+
+    def may_write(self, write: Write) -> bool: ...
+
+
 class Contents:
-    """All memories of one world."""
+    """All memories of one world.
+
+    Attributes:
+        reported: (transfer, rank) of reports that the server has.
+        sizes: tier and blocks of every pool that ever was.
+        gone: pools whose memory ended with the last process that had it, until another one brings new memory.
+    """
 
     def __init__(self, world: World, ranks: int) -> None:
         self.world = world
         self.ranks = ranks
+        self.sizes: dict[str, tuple[str, int]] = {}
+        self.gone: set[str] = set()
         self.reported: set[tuple[str, int]] = set()
         self._holds: dict[tuple[str, int, int], bytes] = {}
 
@@ -66,7 +105,7 @@ class Contents:
     def check_ready(self) -> None:
         """Whatever is cached and there holds what its hash says."""
         for name, pool in self.world.ledger.pools.items():
-            for block_hash, cached in pool.cached.items():
+            for block_hash, cached in pool.cached.items() if name not in self.gone else ():
                 if cached.pending is None:
                     self.check(name, cached.block, block_hash, "what is ready holds its bytes")
 
@@ -88,7 +127,34 @@ class Contents:
             mine = owner == f"engine {engine}" or (owner.startswith("request ") and owner.endswith(f" of {engine}"))
         require(mine, "an engine writes its own blocks only", (engine, pool, block, owner))
 
-    def check_worker_may_write(self, transfer: str, rank: int, pool: str, block: int) -> None:
+    def mend(self) -> None:
+        """Every cached block holds its bytes again, whoever has overwritten them. See `known.py`."""
+        for name, pool in self.world.ledger.pools.items():
+            for block_hash, cached in pool.cached.items() if name not in self.gone else ():
+                if cached.pending is None:
+                    for rank in range(self.ranks):
+                        self.put(name, rank, cached.block, bytes_of(block_hash))
+        for transfer, rank in self.reported:
+            moving = self.world.ledger.moving.get(transfer)
+            if moving is not None and not moving.cancelled:
+                for block_hash, block in zip(moving.hashes, moving.blocks, strict=True):
+                    self.put(moving.destination, rank, block, bytes_of(block_hash))
+
+    def vanishes(self, pool: str) -> None:
+        """The last process that had this memory has ended."""
+        self.gone.add(pool)
+        _, blocks = self.sizes[pool]
+        for block in range(blocks):
+            for rank in range(self.ranks):
+                self.put(pool, rank, block, NOTHING)
+
+    def check_worker_may_write(self, transfer: str, rank: int, pool: str, block: int, life: str) -> None:
+        """`life` of the server in which it took its job."""
+        if life != self.world.log.life:
+            require(
+                not self.world.server.open, "who works for a vanished history has stopped when the log opens", transfer
+            )
+            return
         require((transfer, rank) not in self.reported, "no rank copies after its report", (transfer, rank, block))
         writer = self.world.ledger.writer_of(pool, block)
         require(writer == transfer, "a worker writes blocks of its transfer only", (transfer, rank, block, writer))
@@ -148,47 +214,51 @@ class SimulatedStore:
         """The memory stays."""
 
     def _layout(self, pool: str) -> CacheLayout:
-        known = self._contents.world.ledger.pools.get(pool)
-        if known is None:
+        if pool not in self._contents.sizes:
             raise MemoryGone(f"pool {pool!r} has no memory")
-        return CacheLayout(LAYOUT.layers, known.blocks, LAYOUT.block_shape, LAYOUT.dtype)
+        return CacheLayout(LAYOUT.layers, self._contents.sizes[pool][1], LAYOUT.block_shape, LAYOUT.dtype)
 
     def _tier(self, pool: str) -> str:
-        return self._contents.world.ledger.pools[pool].tier
+        return self._contents.sizes[pool][0]
 
 
 class DeviceStream:
     """The order in which one engine's device computes: blocks it was told are its own, filled some time later.
+
+    What was given to a device cannot be called back; it is done `DEVICE_GRACE_S` after it was given, at the latest.
 
     Attributes:
         queue: writes to come, in order.
         written: what it has put, or will have put, into blocks that are its own.
     """
 
-    def __init__(self, contents: Contents, engine: str, pool: str) -> None:
+    def __init__(self, contents: Contents, owner: Owner) -> None:
         self._contents = contents
-        self._engine = engine
-        self._pool = pool
-        self.queue: list[tuple[int, bytes]] = []
+        self._owner = owner
+        self.queue: list[Write] = []
         self.written: dict[int, bytes] = {}
 
     def keep_only(self, blocks: set[int]) -> None:
         """These are its own; of others it knows nothing any more."""
         self.written = {block: content for block, content in self.written.items() if block in blocks}
-        self.queue = [(block, content) for block, content in self.queue if block in blocks]
+        self.queue = [write for write in self.queue if write.block in blocks]
 
     def compute(self, block: int, content: bytes) -> None:
         if self.written.get(block) != content:
-            self.queue.append((block, content))
+            due = self._contents.world.clock + limits.DEVICE_GRACE_S
+            self.queue.append(Write(block, content, due, *self._owner.goes_by()))
             self.written[block] = content
 
     def run(self, writes: int | None = None) -> None:
         """The device gets on with it: so many writes, or all."""
         due, self.queue = self.queue[:writes], [] if writes is None else self.queue[writes:]
-        for block, content in due:
-            self._contents.check_engine_may_write(self._engine, self._pool, block)
-            for rank in range(self._contents.ranks):
-                self._contents.put(self._pool, rank, block, content)
+        for write in due:
+            for rank in range(self._contents.ranks if self._owner.may_write(write) else 0):
+                self._contents.put(self._owner.pool, rank, write.block, write.content)
+
+    def run_until(self, clock: float) -> None:
+        """It will be that late: what is due by then is done."""
+        self.run(sum(write.due <= clock for write in self.queue))
 
     def forget(self) -> None:
         self.queue.clear()
@@ -196,7 +266,7 @@ class DeviceStream:
 
     def holds(self, rank: int, block: int) -> bytes:
         """What a kernel started now would read: the memory, after everything in the queue."""
-        for queued, content in reversed(self.queue):
-            if queued == block:
-                return content
-        return self._contents.read(self._pool, rank, block)
+        for write in reversed(self.queue):
+            if write.block == block:
+                return write.content
+        return self._contents.read(self._owner.pool, rank, block)

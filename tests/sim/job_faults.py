@@ -52,14 +52,16 @@ class FaultyJobs:
         """Who waits for a job finds that the time is over."""
         found = self._call(lambda: self._world.jobs.new(seat, 0.0))
         if found is None:
-            self._world.clock += timeout_s
+            self._world.clockwork.passes(timeout_s)
         return found
 
     def discard(self, seat: Seat, entry: str, *, everywhere: bool) -> None:
         self._call(lambda: self._world.jobs.discard(seat, entry, everywhere=everywhere))
 
     def look_up(self, transfer: str, rank: int) -> Looked:
-        return self._call(lambda: self._world.jobs.look_up(transfer, rank))
+        looked = self._call(lambda: self._world.jobs.look_up(transfer, rank))
+        self._world.server.meets_open(job=True)
+        return looked
 
     def life(self) -> str:
         return self._call(self._world.jobs.life)

@@ -39,6 +39,10 @@ class TieredLedger(Ledger):
                 self.paused = not self.paused
             case f.CacheCleared():
                 self._cleared()
+            case f.HistoryLost():
+                self._history_lost(fact)
+            case f.PoolDropped():
+                self._dropped(fact)
             case _:
                 super().enter(fact, intent, said_ready)
 
@@ -138,6 +142,33 @@ class TieredLedger(Ledger):
         for pool in self.pools.values():
             self._free(pool, [cached.block for cached in pool.cached.values()])
             pool.cached.clear()
+
+    def _history_lost(self, fact: f.HistoryLost) -> None:
+        """Nothing that nobody stands on is trusted any more."""
+        goes_on = [name for name, moving in self.moving.items() if not moving.cancelled]
+        require(not goes_on, "what is under way is cancelled when history is lost", (fact, goes_on))
+        for name, pool in self.pools.items():
+            pinned = self.pinned(name)
+            while gone := [
+                block_hash
+                for block_hash, cached in pool.cached.items()
+                if cached.pending is None and block_hash not in pinned and not self._followed(pool, block_hash)
+            ]:
+                self._drop(pool, gone)
+
+    def _dropped(self, fact: f.PoolDropped) -> None:
+        """The memory of a pool is gone; nobody works in it, and no bytes of it are on their way."""
+        users = [name for name, life in self.engines.items() if life.alive and life.pool == fact.pool]
+        require(not users, "no memory goes under a living engine", (fact, users))
+        touching = [
+            name
+            for name, each in self.moving.items()
+            if fact.pool in (each.source, each.destination) and not each.cancelled
+        ]
+        require(not touching, "what is under way is cancelled when its memory goes", touching)
+        pool = self.pools[fact.pool]
+        self._free(pool, [cached.block for cached in pool.cached.values()])
+        pool.cached.clear()
 
     def _take_back(self, name: str) -> None:
         """Nothing arrives: what was to leave stays, what was to come is not in the pool."""

@@ -19,6 +19,7 @@ from statecore import assign, decide, decision, eviction, evolve, ranges, scopes
 from statecore.answers import Answers
 from statecore.blockset import BlockSet
 from statecore.journal import Journal
+from statecore.life import Life
 from statecore.replica import Replica
 from statecore.session import Session
 from statecore.step import Step
@@ -143,7 +144,7 @@ def _gaps_are_nothing(self: Any) -> None:
         if entry.position > replica.state.position:
             replica.redo(entry.facts)
             replica.settle(entry.position, entry.id)
-    self._require_alive()
+    self._life.require_alive(replica.state)
 
 
 def _nothing(*_: Any) -> None:
@@ -157,7 +158,7 @@ PLANTED: Final[dict[str, Callable[[], Any]]] = {
     "the own engine's scope is not checked": patches((step, "scopes_of", _scopes_without("engine:"))),
     "the index scope is not checked": patches((step, "scopes_of", _scopes_without("index"))),
     "neither the log nor the session looks who is alive": patches(
-        (MemoryTransport, "append", _without_fence()), (Session, "_require_alive", _nothing)
+        (MemoryTransport, "append", _without_fence()), (Life, "require_alive", _nothing)
     ),
     "a lost reply is taken for a failure": patches((EventLog, "_append_once", _lost_reply_is_failure())),
     "acknowledged before it is appended": patches((EventLog, "append", _acknowledged_before_appended())),

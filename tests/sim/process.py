@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from events.errors import InvalidInput, OutcomeUnknown, Unavailable
+from events.errors import InvalidInput, OutcomeUnknown, RolledBack, Unavailable
 from statecore.index import CacheIndex
+from statecore.life import Life
 from statecore.policy import Policy
 from statecore.rejections import Rejection, SessionOver, StepConflict
 from tests.sim.accounts import Intent, require
-from tests.sim.faults import Connected, FaultyTransport
+from tests.sim.faults import SNAPSHOT_FAULTS, Connected, FaultyTransport
 from tests.sim.model import BLOCK_SIZE_OF_ALL, Abandoned, Answer, Doubt, Model, Update, counts
 from tests.sim.told import Slot, Told
 from tests.sim.world import World
@@ -47,6 +48,7 @@ class Process(Told):
         self.said_ready: set[str] = set()
         self.intents: list[Intent] = []
         self.before = Model()
+        self.snapshot_faults: tuple[tuple[int, str], ...] = SNAPSHOT_FAULTS
         self._told: list[tuple[Update, Answer]] | None = None
         self._lost = False
         self._counts: list[object] = []
@@ -55,6 +57,13 @@ class Process(Told):
     def stepping(self) -> bool:
         """Whether a step is going on."""
         return self._told is not None
+
+    @property
+    def doing(self) -> str:
+        return "at join" if self.index is None or not self.index.session else "in mid-life"
+
+    def others_act(self) -> None:
+        """Nobody: what it asks of snapshots, it asks in the middle of other things."""
 
     @property
     def in_step(self) -> bool:
@@ -76,9 +85,11 @@ class Process(Told):
         """Construct the index: join. It may fail, and then there is no index."""
         transport = FaultyTransport(self.world, self, interlude)
 
+        connected = Connected(self.world, transport, self.nonce)
+
         def construct() -> None:
             self.index = CacheIndex(
-                Connected(transport, self.nonce, self.world.now),
+                connected,
                 name="sim",
                 engine=self.engine,
                 gpu_pool=self.pool if pool is None else pool,
@@ -88,21 +99,19 @@ class Process(Told):
                 cpu_blocks=host_blocks,
                 tensor_parallel_size=self.world.contents.ranks,
                 policy=policy,
-                memory_survives=True,
+                memory_survives=self.slot.survives,
+                rejoin_automatically=self.slot.rejoins,
             )
+            self.log = connected.made
 
         self._run("join", construct, ())
         self.doubt = None
 
     def rejoin(self) -> None:
-        def begin_again(model: Model, _: Answer) -> None:
-            model.requests.clear()
-            model.held.clear()
-
         self.over = False
         self._give_up()
-        self.stream.forget()
-        if not self._run("rejoin", self.up.rejoin, ((begin_again, None),), new_life=True) and self.doubt is None:
+        self.stream.forget()  # it waits for its device first
+        if not self._run("rejoin", self.up.rejoin, ((_begin_again, None),), new_life=True) and self.doubt is None:
             self.over = True  # neither the old life nor a new one
 
     def refresh(self) -> None:
@@ -113,7 +122,8 @@ class Process(Told):
 
         self._run("refresh", read, ())
         doubt = self.doubt
-        if doubt is not None and 0 < self.world.landed.get(doubt.commit_id, 0) <= self.up.position:
+        base = self.base()
+        if doubt is not None and self.world.stands(base) and doubt.commit_id in self.world.chain[1 : base.position + 1]:
             self.world.marks["unknown -> read"] += 1
             self._stands(doubt)
 
@@ -122,7 +132,10 @@ class Process(Told):
         doubted = self.doubt is not None
         self.computed()
         if self._run("close", self.up.close, (), resolving=doubted):
-            require(not self.alive_in_log(), "who closed has left", self.name)
+            told = (
+                self.over or self._life().corrupt is not None
+            )  # that its history is gone, or may be: the keeper ends its life
+            require(told or not self.alive_in_log(), "who closed has left", self.name)
             self.over = True
         if doubted:
             self.over = True  # nobody waits for the old answer any more
@@ -219,6 +232,7 @@ class Process(Told):
 
     def step(self, body: Callable[[Step], None]) -> None:
         """`with index.step():` around several calls."""
+        begins = self._may_begin_by_itself()
         before = self.before = self.model
         self.model = before.copy()
         told: list[tuple[Update, Answer]] = []
@@ -230,6 +244,10 @@ class Process(Told):
             self._told = told
             try:
                 with self.up.step() as step:
+                    if begins:  # it began a new life by itself, and knows nothing
+                        before.requests.clear()
+                        before.held.clear()
+                        self.model = before.copy()
                     body(step)
             finally:
                 self._told = None
@@ -240,7 +258,7 @@ class Process(Told):
 
         self._run("step", whole, told, explicit=True)
 
-    def _run(  # noqa: PLR0915 - every way a call can end, in one place
+    def _run(  # noqa: PLR0912, PLR0915 - every way a call can end, in one place
         self,
         title: str,
         do: Callable[[], None],
@@ -254,13 +272,16 @@ class Process(Told):
     ) -> bool:
         """One call, whole: what came of it, and whether that is true. Returns whether it succeeded."""
         world = self.world
-        landed, commits = len(self.landed), 0 if self.index is None else self.index.commits
+        before, commits = set(self.landed), 0 if self.index is None else self.index.commits
+        lives = world.server.lives
+        by_itself = title != "refresh" and not resolving and not new_life and self._may_begin_by_itself()
+        commits_max += by_itself
 
         def new() -> int:
             """Commits of this call that are in the log; not one that an earlier life had given up."""
-            return len([commit for commit in self.landed[landed:] if commit not in self.given_up])
+            return len({commit for commit in self.landed if commit in world.landed} - before - self.given_up)
 
-        doubted = self.doubt is not None and not resolving
+        doubted = self.doubt is not None and not resolving and not by_itself
         was_over = self.over
         self.faults = 0
         if not resolving and not doubted:
@@ -279,14 +300,28 @@ class Process(Told):
             if self.doubt is None or self.doubt.commit_id != unknown.commit_id:
                 self._give_up()
                 updates = tuple(told) or ((unanswered,) if unanswered else ())
-                self.doubt = Doubt(unknown.commit_id, updates, not explicit and not new_life, new_life)
+                if by_itself and self._life().end is not None:
+                    updates = ((_begin_again, None),)
+                beginning = new_life or (by_itself and self._life().end is not None)
+                self.doubt = Doubt(unknown.commit_id, updates, not explicit and not beginning, beginning)
             require(new() <= commits_max, "a call lands once", title)
         except Unavailable:
             outcome = "Unavailable"
         except SessionOver as over:
             outcome = f"SessionOver: {over}"
-            require(not self.alive_in_log() or self.up.session == 0, "who lives is not told that it is over", over)
-            self.over = True
+            before_rollback = world.server.lives > 0 and bool(
+                self.world.vanished
+            )  # it was told so by a history that is gone
+            forgotten = "has forgotten" in over.reason and self.world.log.head().first > 1
+            lives = self.alive_in_log() and self.up.session != 0
+            require(forgotten or before_rollback or not lives, "who lives is not told that it is over", over)
+            self.world.marks["the log has forgotten what became of a commit"] += forgotten
+            self._is_told_why(over)
+            self._ends()
+        except RolledBack as error:
+            outcome = f"RolledBack: {error}"
+            self._is_rolled_back(error)
+            self._ends()
         except (Rejection, InvalidInput, Abandoned) as refused:
             outcome = f"{type(refused).__name__}: {refused}"
             require(explicit or not isinstance(refused, StepConflict), "a single call has no step conflict", refused)
@@ -296,9 +331,18 @@ class Process(Told):
         world.tell(f"{self.name}: {title} -> {outcome if not told or not succeeded else [each[1] for each in told]}")
         if succeeded and not doubted and not resolving and self.index is not None:
             require(new() <= commits_max, "a call lands once", title)
-            require(was_over or self.index.commits - commits == new(), "commits are counted", title)
+            calm = lives == world.server.lives
+            require(was_over or not calm or self.index.commits - commits == new(), "commits are counted", title)
         elif not succeeded and not resolving and not doubted and outcome != "OutcomeUnknown":
             require(new() < commits_max, "what was refused is not in the log", (title, outcome))
+        if by_itself and self._life().end is None:
+            world.marks["rejoined by itself"] += 1
+            self.over = False
+            if outcome != "OutcomeUnknown":
+                self._give_up()
+            self.model.requests.clear()
+            self.model.held.clear()
+            self.stream.written.clear()
         if succeeded:
             for update, answer in told:
                 update(self.model, answer)
@@ -306,5 +350,46 @@ class Process(Told):
         self.check()
         if explicit and not succeeded and self.usable:
             self.check_forgotten()
-        self.schedule()
+        if succeeded and title not in ("refresh", "close"):
+            self.schedule()
         return succeeded
+
+    def _life(self) -> Life:
+        return self.up._session._life
+
+    def _may_begin_by_itself(self) -> bool:
+        return self.slot.rejoins and self.index is not None and self._life().may_follow
+
+    def _ends(self) -> None:
+        """It knows that its life is over: nobody waits for an old answer any more."""
+        if not self.over:
+            self.over = True
+            self._give_up()
+
+    def _is_told_why(self, over: SessionOver) -> None:
+        """Who was declared lost by somebody else hears the reason, if the log still has it."""
+        author, reason, _ = self.world.ended.get((self.engine, over.session), ("", "", 0))
+        if author == "keeper" and not self.over and not self.has_vanished():
+            self.world.marks["woken zombie fenced"] += 1
+            self.world.marks["woken zombie fenced, and told why"] += over.reason == reason
+            told = over.reason in (reason, "") or over.reason.startswith(
+                ("it was declared lost", "the log has forgotten")
+            )  # heard of it by its lease
+            require(told, "who was declared lost is told why", (over.reason, reason))
+
+    def _is_rolled_back(self, error: RolledBack) -> None:
+        """It must be true; or it cannot be known, because the log has forgotten the proof and its server has begun anew."""
+        base, first = self.base(), self.world.log.head().first
+        unknowable = base.position + 1 < first and self.world.server.lives > 0
+        require(
+            self.index is None or self.has_vanished() or unknowable,
+            "whose history stands is not told otherwise",
+            (self.name, error),
+        )
+        self.world.marks["rolled back, or too old to tell"] += not self.has_vanished()
+
+
+def _begin_again(model: Model, _: Answer) -> None:
+    """A new life stands: of the old one nothing is left."""
+    model.requests.clear()
+    model.held.clear()

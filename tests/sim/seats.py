@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 NAMES: Final = ("a", "b")
 
 
-class Keeper(LogConnection):
+class Bell(LogConnection):
     """Rings what has no job, from the state. Reads the log as it is; the job streams are faulty."""
 
     def __init__(self, world: World, interlude: Callable[[], None]) -> None:
-        super().__init__(KeeperBackend(world, interlude), "sim")
+        super().__init__(BellBackend(world, interlude), "sim")
 
     def doorbell(self, index: str) -> JobDoorbell:
         return JobDoorbell(self.backend.jobs(index), sleep=lambda _: None)
 
 
-class KeeperBackend:
+class BellBackend:
     """Implements `events.log.Backend`."""
 
     def __init__(self, world: World, interlude: Callable[[], None]) -> None:
@@ -66,6 +66,19 @@ class Seats:
         self.workers: list[Worker] = []
         self.lost = False
         self._interlude = interlude
+
+    def let_go(self) -> bool:
+        """Before a second passes, no worker is in the middle of a piece. False: one is, and cannot end it now."""
+        for worker in self._alive():
+            if worker.turn is not None and worker.turn.in_piece:
+                if worker.busy:
+                    return False
+                worker.finish_piece()
+        return True
+
+    def beat(self) -> None:
+        for worker in self._alive():
+            worker.beat()
 
     def act(self) -> None:
         """One event among the workers."""
@@ -99,6 +112,9 @@ class Seats:
                 self._time_passes()
 
     def _alive(self) -> list[Worker]:
+        for worker in self.workers:
+            if worker.replaced and not worker.busy and not worker.dead and worker.turn is None:
+                worker.dead = True  # told that somebody else has its seat: it stops
         self.workers = [worker for worker in self.workers if not worker.dead]
         return self.workers
 
@@ -171,7 +187,7 @@ class Seats:
     def ring(self) -> None:
         world = self.world
         try:
-            rung = ring(Keeper(world, self._interlude), "sim")
+            rung = ring(Bell(world, self._interlude), "sim")
         except Unavailable:
             world.marks["the keeper could not ring"] += 1
             return
@@ -184,7 +200,7 @@ class Seats:
             return
         world.marks["ten minutes pass"] += seconds > ACKS_TTL_S
         world.tell(f"{seconds} s pass")
-        world.clock += seconds
+        world.clockwork.passes(seconds, asleep=seconds > ACKS_TTL_S)
 
     def _may_pass(self) -> bool:
         """Ten minutes: no message is that late, nobody rings from a state that old, as `limits.ACKS_TTL_S` supposes."""
@@ -201,22 +217,26 @@ class Seats:
         world = self.world
         self._rounds()
         if world.ledger.moving:
-            require(self.lost, "no job gets lost by itself", list(world.ledger.moving))
+            require(self.lost or world.server.lives > 0, "no job gets lost by itself", list(world.ledger.moving))
             world.marks["settled by ringing"] += 1
             self.ring()
             self._rounds()
         require(not world.ledger.moving, "every transfer ends", list(world.ledger.moving))
 
     def _rounds(self) -> None:
-        """Everybody works until there is nothing to do; three times, so that what dead workers left is claimed."""
-        world = self.world
+        """Three times, so that what dead workers left is claimed."""
         for _ in range(3):
-            for pool, rank in self._empty():
-                self._start(pool, rank)
-            for worker in self._alive():
-                turns_max = len(world.log.jobs.get(worker.seat.pool, ())) + 2
-                turns = 0
-                while worker.work():
-                    turns += 1
-                    require(turns <= turns_max, "a worker comes to an end of its jobs", (worker.name, turns))
-            world.clock += JOB_IDLE_S + 1
+            self.work_off()
+            self.world.clockwork.passes(JOB_IDLE_S + 1)
+
+    def work_off(self) -> None:
+        """Everybody works until there is nothing to do."""
+        world = self.world
+        for pool, rank in self._empty():
+            self._start(pool, rank)
+        for worker in self._alive():
+            turns_max = 2 * len(world.log.jobs.get(worker.seat.pool, ())) + 2
+            turns = 0
+            while not worker.dead and worker.work():
+                turns += 1
+                require(turns <= turns_max, "a worker comes to an end of its jobs", (worker.name, turns))

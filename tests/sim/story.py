@@ -15,13 +15,16 @@ from unittest import mock
 
 import attrs
 
-from events import job_queue, limits, memory
-from events.log import EventLog
+from events import job_queue, limits, memory, snapshots
 from statecore import Policy, invariants
 from statecore.replica import Replica
+from statecore.restoring import up_to_date
 from tests.sim.accounts import require
 from tests.sim.actions import Actions
 from tests.sim.choices import Choices, Script
+from tests.sim.faults import log_over
+from tests.sim.keepers import Keepers
+from tests.sim.perils import Perils
 from tests.sim.process import Process
 from tests.sim.seats import Seats
 from tests.sim.told import Slot
@@ -42,6 +45,7 @@ LAYOUTS = ("shared", "own", "pairs", "one alone")
 WORKERS_PERCENT = 45
 DEPTH_MAX = 2
 LATE_LAST = 3
+PERILS_PERCENT = 22
 
 
 @attrs.frozen
@@ -54,6 +58,7 @@ class Outcome:
     story: list[str]
     failure: Exception | None
     positions: int
+    slowest_recovery_s: float = 0.0
 
 
 class Story:
@@ -68,8 +73,11 @@ class Story:
         self.started = 0
         self.policy: Policy | None = None
         self.seats: Seats | None = None
+        self.keepers: Keepers | None = None
+        self.perils = Perils(self)
+        self.world.on_join = self.perils.joined
 
-    def begin(self, engines: int | None, tiers: int | None) -> None:
+    def begin(self, engines: int | None, tiers: int | None, perils: bool | None) -> None:
         """The first action: who plays, and on which pools."""
         choices = self.choices
         choices.begin_action()
@@ -81,6 +89,7 @@ class Story:
             self.world.contents.ranks = 1 + choices.draw(2)
         count = 2 + (choices.draw(3) if engines is None else choices.decided(engines - 2))
         layout = choices.one_of(LAYOUTS)
+        self.world.perils = choices.chance(50) if perils is None else choices.decided(perils) == 1
         sizes: dict[str, int] = {}
         for number in range(count):
             pool = {"shared": "p", "own": f"p{number}", "pairs": f"p{number // 2}"}.get(layout, f"p{min(number, 1)}")
@@ -88,14 +97,20 @@ class Story:
                 sizes[pool] = choices.one_of(TIERED_POOL_SIZES if two else POOL_SIZES)
             alone = two and number > 0 and choices.chance(8)
             host = "h" if two and not alone else ""
-            self.slots.append(Slot(f"e{number}", pool, sizes[pool], host, host_blocks if host else 0))
+            survives = layout != "own" or not self.world.perils or choices.chance(50)
+            rejoins = self.world.perils and choices.chance(50)
+            self.slots.append(
+                Slot(f"e{number}", pool, sizes[pool], host, host_blocks if host else 0, survives, rejoins)
+            )
         self.world.tell(f"layout {layout}: {[(slot.engine, slot.pool, slot.blocks, slot.host) for slot in self.slots]}")
         if two:
             pools = sorted({slot.pool for slot in self.slots if slot.host})
             self.seats = Seats(self.world, pools, lambda: self.interlude(None))
             self.world.tell(f"host {host_blocks}, {self.policy}, {self.world.contents.ranks} ranks")
+        self.world.clockwork.seats = self.seats
+        self.keepers = Keepers(self.world, lambda: self.interlude(None))
         for slot in self.slots:
-            self._start(slot)
+            self.start(slot)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
@@ -103,32 +118,41 @@ class Story:
         """One action of one process, of a worker, or of the network."""
         world = self.world
         world.deliver_late()
+        if world.perils and self.choices.chance(PERILS_PERCENT):
+            self.perils.act()
+            return
         if self.seats is not None and self.choices.chance(WORKERS_PERCENT):
             self.seats.act()
             return
         self._act_in(self.choices.one_of(self.slots))
 
-    def _act_in(self, slot: Slot) -> None:
+    def _act_in(self, slot: Slot) -> None:  # noqa: PLR0912 - every state a process can be in
         """The engine's present process acts, or one of before, or a new one begins."""
         process = self.current.get(slot.engine)
+        if process is not None and process.paused and not process.busy:
+            if self.choices.chance(25):
+                self.perils.wake(process)
+            return
         if process is not None and self.choices.chance(8):
             process.computed(1 + self.choices.draw(3))
         if process is not None and process.busy:
             if self.choices.chance(3):
-                self._start(slot)
+                self.start(slot)
             return
         if self.zombies and self.choices.chance(5):
             zombie = self.choices.one_of(self.zombies)
+            if zombie.paused and not zombie.busy:
+                self.perils.wake(zombie)
             if not zombie.busy:
                 self._act_as(zombie)
             return
         if process is None or process.index is None:
-            self._start(slot)
+            self.start(slot)
         elif process.doubt is not None:
             self._in_doubt(process)
         elif process.over:
             if self.choices.chance(30):
-                self._start(slot)
+                self.start(slot)
             elif self.choices.chance(30):
                 self._act_as(process)
             else:
@@ -167,7 +191,7 @@ class Story:
             case "rejoin" if process not in self.zombies:
                 process.rejoin()
             case "restart":
-                self._start(process_slot)
+                self.start(process_slot)
             case "storm":
                 process.storm = True
                 actions.one()
@@ -191,12 +215,15 @@ class Story:
             case "leave":
                 process.leave()
 
-    def _start(self, slot: Slot) -> None:
+    def start(self, slot: Slot) -> None:
         """A new process; one of that name which still runs becomes a zombie."""
         before = self.current.get(slot.engine)
-        if before is not None and before.index is not None:
+        if before is not None and before.index is None:
+            before.dead = True
+        elif before is not None:
             self.zombies.append(before)
-            del self.zombies[:-LATE_LAST]
+            while len(self.zombies) > LATE_LAST:
+                self.zombies.pop(0).dead = True
             self.world.marks["a second process of the same name"] += 1
         process = self._new_process(slot)
         self.current[slot.engine] = process
@@ -225,10 +252,13 @@ class Story:
             case 4:
                 process.start(self.interlude, blocks=slot.blocks, policy=Policy("write_back", 1, 2))
         require(process.index is None, "a wrong join is refused", process.name)
+        process.dead = True
 
     def _new_process(self, slot: Slot) -> Process:
         self.started += 1
-        return Process(self.world, slot, f"n{self.started}")
+        process = Process(self.world, slot, f"n{self.started}")
+        self.world.clockwork.processes.append(process)
+        return process
 
     def interlude(self, process: Process | None) -> None:
         """While `process`, or a worker, is in the middle of something, others go on."""
@@ -272,6 +302,7 @@ class Story:
         world.healed = self.choices.dull = True
         world.tell("--- healed ---")
         world.deliver_late()
+        self.perils.converge()
         self._settle()
         for process in [*self.zombies, *self.current.values()]:
             if process.index is not None:
@@ -281,12 +312,8 @@ class Story:
                 self._served_at_last(process)
                 self.check_at_rest()
                 process.leave()
-        for slot in self.slots:
-            life = world.ledger.engines.get(slot.engine)
-            if life is not None and life.alive:
-                self._start(slot)
-                self.current[slot.engine].leave()
         self._settle()
+        self.perils.converge(all_have_left=True)
         self._check_end()
 
     def _settle(self) -> None:
@@ -316,7 +343,7 @@ class Story:
 
     def _check_end(self) -> None:
         world = self.world
-        state = world.checker.state
+        state = world.checker.replica.state
         require(not any(life.alive for life in world.ledger.engines.values()), "everyone has left")
         require(not world.ledger.requests, "no request is left", world.ledger.requests)
         for name, pool in world.ledger.pools.items():
@@ -326,13 +353,14 @@ class Story:
         world.contents.check_ready()
         require(invariants.leaked_blocks(state) == 0, "no block is leaked", invariants.leaked_blocks(state))
         replayed = Replica()
-        log = EventLog("sim", world.log)
-        while entries := log.read(replayed.state.position):
-            replayed.apply_all(entries)
-        require(replayed.digest() == world.checker.digest(), "replay gives the same state")
+        replayed.apply_all(world.entries)
+        require(replayed.digest() == world.checker.replica.digest(), "replay gives the same state")
+        log = log_over(world, world.log, "check", follow=False)
+        require(up_to_date(log).digest() == replayed.digest(), "a snapshot and its tail give the same state")
         positions = [entry.position for entry in log.read(0, 1_000_000)]
-        require(positions == list(range(1, len(positions) + 1)), "positions have no gaps", positions)
-        require(sorted(world.landed.values()) == positions, "each commit is in the log once")
+        first = world.log.head().first
+        require(positions == list(range(first, world.log.position + 1)), "positions have no gaps", positions)
+        require(first > 1 or sorted(world.landed.values()) == positions, "each commit is in the log once")
 
 
 def run(
@@ -341,6 +369,7 @@ def run(
     engines: int | None = None,
     script: Sequence[Sequence[int]] | None = None,
     tiers: int | None = None,
+    perils: bool | None = None,
 ) -> Outcome:
     """Run a seed for so many actions, or play a script."""
     choices = Choices(seed, script)
@@ -348,7 +377,7 @@ def run(
     failure: Exception | None = None
     with small_bounds():
         try:
-            story.begin(engines, tiers)
+            story.begin(engines, tiers, perils)
             while len(choices.made) <= steps and choices.begin_action():
                 story.act()
                 story.check_at_rest()
@@ -356,7 +385,15 @@ def run(
         except Exception as error:
             failure = error
     world = story.world
-    return Outcome(seed, choices.made, world.marks, world.story, failure, len(world.landed))
+    return Outcome(
+        seed,
+        choices.made,
+        world.marks,
+        world.story,
+        failure,
+        len(world.landed) + len(world.vanished),
+        world.slowest_recovery_s,
+    )
 
 
 @contextmanager
@@ -366,10 +403,14 @@ def small_bounds() -> Iterator[None]:
     secrets = SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(job_queue, "secrets", secrets))
+        patches.enter_context(mock.patch.object(snapshots, "secrets", secrets))
         for module, name, value in (
             (limits, "RETRY_ATTEMPTS_MAX", 4),
             (limits, "CONFLICT_ATTEMPTS_MAX", 6),
             (limits, "READ_PAGE", 7),
+            (limits, "COPY_PIECE_BLOCKS", 2),
+            (limits, "SNAPSHOT_MARGIN", 2),
+            (limits, "SNAPSHOT_PIECE_BYTES", 1500),
             (memory, "MISSED_ENTRIES_MAX", 9),
         ):
             patches.enter_context(mock.patch.object(module, name, value))

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.sim.campaign import EXPECTED, EXPECTED_OF_TIERS, Campaign, campaign
+from tests.sim.campaign import EXPECTED, EXPECTED_OF_PERILS, EXPECTED_OF_TIERS, Campaign, campaign
 from tests.sim.planted import PLANTED
+from tests.sim.planted_lives import PLANTED_LIVES, SEARCH_BEGINS
 from tests.sim.planted_tiers import PLANTED_TIERS
 from tests.sim.shrink import kind_of, shrink
 from tests.sim.story import run
 
 SEEDS, STEPS = range(150), 60
 TIER_SEEDS, TIER_STEPS = range(300), 100
+PERILS_SEEDS, PERILS_STEPS = range(200), 100
 PLANTED_SEEDS = range(5_000, 5_150)
 PLANTED_TIER_SEEDS = range(5_000, 5_300)
 
@@ -31,6 +33,11 @@ def two_tiers() -> Campaign:
     return campaign(TIER_SEEDS, TIER_STEPS, tiers=2)
 
 
+@pytest.fixture(scope="module")
+def perils() -> Campaign:
+    return campaign(PERILS_SEEDS, PERILS_STEPS, tiers=2, perils=True)
+
+
 def test_every_promise_holds(one_tier: Campaign) -> None:
     """Given engines on a log that loses, delays and repeats, then no promise of `reliability.md` is broken."""
     _holds(one_tier)
@@ -40,6 +47,13 @@ def test_every_promise_holds_between_the_tiers(two_tiers: Campaign) -> None:
     """Given a host pool and workers that die, are late, and come twice, then no block is read before it is filled, none
     given away while it is written, every transfer ends, and nothing is leaked."""
     _holds(two_tiers)
+
+
+def test_every_promise_holds_whoever_dies(perils: Campaign) -> None:
+    """Given a server that comes back with less than it had, engines that are killed and stopped, keepers that die at any
+    point and snapshots that rot (E-25, E-27, E-28, E-45), then no promise is broken, and when all that has stopped, the
+    keeper alone clears up within the bound: everybody agrees, no transfer is open, no block is leaked (E-33, E-34)."""
+    _holds(perils)
 
 
 @pytest.mark.parametrize("mark", EXPECTED)
@@ -54,6 +68,12 @@ def test_it_occurred_between_the_tiers(mark: str, two_tiers: Campaign) -> None:
     _occurred(mark, two_tiers)
 
 
+@pytest.mark.parametrize("mark", EXPECTED_OF_PERILS)
+def test_it_occurred_among_perils(mark: str, perils: Campaign) -> None:
+    """Given the campaign with perils, then each death, loss and rescue happened."""
+    _occurred(mark, perils)
+
+
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
 def test_a_planted_bug_is_found(plant: Callable[[], Any]) -> None:
     """Given a machine with a bug, when a campaign runs, then it fails."""
@@ -66,6 +86,14 @@ def test_a_planted_bug_of_the_tiers_is_found(plant: Callable[[], Any]) -> None:
     """Given a machine, a worker or a job stream with a bug, when a campaign with two tiers runs, then it fails."""
     with plant():
         assert campaign(PLANTED_TIER_SEEDS, TIER_STEPS, tiers=2).failure is not None
+
+
+@pytest.mark.parametrize("bug", PLANTED_LIVES)
+def test_a_planted_bug_of_lives_and_snapshots_is_found(bug: str) -> None:
+    """Given a log, a keeper, a lease or a worker's pulse with a bug, when a campaign with perils runs, then it fails."""
+    first = SEARCH_BEGINS.get(bug, 5_000)
+    with PLANTED_LIVES[bug]():
+        assert campaign(range(first, first + 60), PERILS_STEPS, tiers=2, perils=True).failure is not None
 
 
 @pytest.mark.parametrize("tiers", [1, 2])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from statecore.hashing import HashedTokens
 from statecore.index import CacheIndex
+from statecore.rejections import UnknownTransfer
 from statecore.results import CANCELLED, DONE, FAILED, TransferState
 from tests.sim import known
 from tests.sim.accounts import cut, require
@@ -19,6 +20,9 @@ from tests.sim.world import World
 
 if TYPE_CHECKING:
     from tests.sim.story import Story
+
+
+FORGOTTEN = "forgotten"
 
 
 class TierActions:
@@ -65,15 +69,23 @@ class TierActions:
         waiting = self.choices.chance(30)
 
         def do() -> tuple[TransferState, ...]:
-            if waiting:
-                return tuple([self.index.wait(transfer, 0.0) for transfer in waits])
-            return tuple([self.index.poll(transfer) for transfer in waits])
+            return tuple([self._state_of(transfer, waiting) for transfer in waits])
 
         def update(model: Model, answer: Any) -> None:
             if answer is not None:
                 self._told(model, name, answer)
 
         self.process.call(f"{'wait' if waiting else 'poll'}({name}: {', '.join(waits)})", do, update)
+
+    def _state_of(self, transfer: str, waiting: bool) -> TransferState:
+        """What ended while this replica was behind the trim is unknown to it; its tables tell what came of it."""
+        try:
+            return self.index.wait(transfer, 0.0) if waiting else self.index.poll(transfer)
+        except UnknownTransfer:
+            if self.world.log.head().first == 1:
+                raise
+            self.world.marks["told: forgotten"] += 1
+            return TransferState(transfer, FORGOTTEN)
 
     def _told(self, model: Model, name: str, answer: tuple[TransferState, ...]) -> None:
         """Who is told that all has come has the blocks; who is told that something has not, has fewer."""
@@ -85,8 +97,17 @@ class TierActions:
         self.process.notice_cut(model, name)
         held = model.requests[name]
         lost = any(each.state in (FAILED, CANCELLED) for each in answer)
-        require(lost == (held.was > 0), "who is told that it is done has its blocks", (self.process.name, name, answer))
-        require(lost or all(each.state == DONE for each in answer), "a transfer ends in one of three ways", answer)
+        forgotten = any(each.state == FORGOTTEN for each in answer)
+        require(
+            forgotten or lost == (held.was > 0),
+            "who is told that it is done has its blocks",
+            (self.process.name, name, answer),
+        )
+        require(
+            lost or forgotten or all(each.state == DONE for each in answer),
+            "a transfer ends in one of three ways",
+            answer,
+        )
         held.waits = ()
         marks["a cut path, noticed"] += lost
 
@@ -148,7 +169,7 @@ class TierActions:
     def clear(self) -> None:
         """New weights: nobody begins, everybody ends, all is forgotten."""
         self.pause()
-        for each in self.story.current.values():
+        for each in list(self.story.current.values()):
             if each.usable and not each.busy:
                 TierActions(self.world, each, self.story).release_all()
         if self.process.usable:

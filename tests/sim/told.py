@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from events.errors import InvalidInput
+from events.log import EventLog
+from events.ports import BIRTH, Base
 from statecore.index import CacheIndex
 from statecore.rejections import Rejection
 from tests.sim import known
 from tests.sim.accounts import require
-from tests.sim.contents import DeviceStream, bytes_of, scratch
+from tests.sim.contents import DeviceStream, Write, bytes_of, scratch
 from tests.sim.model import Doubt, Held, Model
 from tests.sim.world import World
 
@@ -26,13 +28,19 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Slot:
-    """An engine's place: its name, its pool and that pool's size, and the host tier's, or "" and 0."""
+    """An engine's place: its name, its pool and that pool's size, and the host tier's, or "" and 0.
+
+    Attributes:
+        survives: the pool's memory outlives its processes. rejoins: they begin their next lives by themselves.
+    """
 
     engine: str
     pool: str
     blocks: int
     host: str = ""
     host_blocks: int = 0
+    survives: bool = True
+    rejoins: bool = False
 
 
 class Told:
@@ -41,6 +49,9 @@ class Told:
     Attributes:
         index: None until it has joined.
         over: it knows that its life has ended.
+        dead: the process was killed. paused: it is stopped, and may be woken.
+        has_memory: it has brought its pool's memory along, where that does not outlive it.
+        log: what its index talks to; renews its lease.
         stream: what its device computes.
     """
 
@@ -56,7 +67,12 @@ class Told:
         self.model = Model()
         self.doubt: Doubt | None = None
         self.over = False
-        self.stream = DeviceStream(world.contents, slot.engine, slot.pool)
+        self.dead = False
+        self.paused = False
+        self.has_memory = False
+        self.log: EventLog | None = None
+        self.renewed_at = 0.0
+        self.stream = DeviceStream(world.contents, self)
 
     @property
     def up(self) -> CacheIndex:
@@ -67,32 +83,76 @@ class Told:
     def usable(self) -> bool:
         return self.index is not None and not self.over and self.doubt is None
 
+    @property
+    def running(self) -> bool:
+        """Whether its threads are."""
+        return not self.dead and not self.paused
+
+    def goes_on(self) -> bool:
+        """Whether its index takes its life for alive."""
+        return self.index is not None and self.index._session._life.end is None
+
+    def lease_is_over(self) -> bool:
+        """Whether its lease has heard the end of its life; its thread has ended then."""
+        lease = None if self.log is None else self.log._lease
+        return lease is None or lease._verdict is not None
+
     def alive_in_log(self) -> bool:
         life = self.world.ledger.engines.get(self.engine)
-        return self.index is not None and life is not None and life.alive and life.session == self.up.session
+        return (
+            self.index is not None
+            and life is not None
+            and life.alive
+            and life.session == self.up.session
+            and not self.has_vanished()
+        )
+
+    def base(self) -> Base:
+        """What its replica has come to."""
+        if self.index is None:
+            return BIRTH
+        return self.index.inspect(lambda state: Base(state.position, state.last_commit_id))
+
+    def has_vanished(self) -> bool:
+        """Whether the server has lost what it knows."""
+        return not self.world.stands(self.base())
 
     # --- its device -------------------------------------------------------------------------------------------------
 
     def computed(self, writes: int | None = None) -> None:
         """The device gets on with what it was given: so many blocks, or all."""
-        if self.alive_in_log():
-            self.stream.run(writes)
-        else:
-            self.stream.forget()
+        self.stream.run(writes)
+
+    def goes_by(self) -> tuple[Base, int]:
+        return self.base(), self.up.session
+
+    def may_write(self, write: Write) -> bool:
+        """Its device writes into a block, now; False: the device has been ended."""
+        if not self.world.stands(write.base):
+            require(
+                not self.world.server.open, "who knows a vanished history has stopped when the log opens", self.name
+            )
+            self.world.marks["a device wrote for a history that had vanished"] += 1
+            return True
+        life = self.world.ledger.engines[self.engine]
+        alive = life.alive and life.session == write.session
+        if not alive and self.world.ended.get((self.engine, write.session), ("", "", 0))[0] == self.engine:
+            return False  # whoever began a new life of its name has ended it first
+        require(alive, "who is declared lost has stopped", (self.name, write.block))
+        self.world.contents.check_engine_may_write(self.engine, self.pool, write.block)
+        return True
 
     def computed_for(self, name: str | None) -> None:
         """A call speaks of this request (None: of several): what stands in its table has been computed by then."""
         held = self.model.requests.get(name) if name is not None else None
         if held is None or not known.READY_BEHIND_A_DUPLICATE:
             return self.computed()
-        due = [number for number, (block, _) in enumerate(self.stream.queue, 1) if block in held.table]
+        due = [number for number, write in enumerate(self.stream.queue, 1) if write.block in held.table]
         return self.computed(max(due, default=0))
 
     def schedule(self) -> None:
         """Give the device what can be computed: the blocks of every request whose prefix is there."""
-        if self.over or not self.alive_in_log():
-            self.stream.forget()
-        elif self.usable:
+        if self.usable:
             requests = self.model.requests
             self.stream.keep_only({block for held in requests.values() for block in held.table} | set(self.model.held))
             for name, held in requests.items():
@@ -162,14 +222,14 @@ class Told:
         """This replica is the one state of its position, and what was told holds."""
         if self.index is None:
             return
-        position = self.index.position
-        require(self.index.digest() == self.world.digests[position], "one digest per position", (self.name, position))
-        if self.usable:
-            alive = self.index.inspect(
-                lambda state: state.engines[self.engine].alive and state.engines[self.engine].session == self.up.session
-            )
-            if alive:
-                self.check_model()
+        base = self.base()
+        require(self.index.digest() == self.world.digests[base.commit_id], "one digest per position", (self.name, base))
+        if self.usable and self.index.inspect(self._lives_in):
+            self.check_model()
+
+    def _lives_in(self, state: State) -> bool:
+        mine = state.engines.get(self.engine)
+        return mine is not None and mine.alive and mine.session == self.up.session
 
     def check_model(self) -> None:
         index, model = self.up, self.model

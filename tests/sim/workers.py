@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from events import limits
 from events.errors import InvalidInput, Unavailable
 from events.facts import BlockRanges
 from events.job_ports import Delivery, Dropped, FinishReply, Heartbeat, Seat
 from events.job_queue import JobQueue
 from events.jobs import TransferJob
+from statecore.ranges import count as ranges_count
 from statecore.ranges import ids
 from statecore.state import SWAP_IN
 from tests.sim.job_faults import Died, FaultyJobs
@@ -67,7 +69,9 @@ class Worker:
         self.interlude = interlude
         self.busy = False
         self.dead = False
+        self.replaced = False
         self.turn: Turn | None = None
+        self._beat_at = 0.0
         self.totals = swap.Totals()
         self.queue = JobQueue(
             FaultyJobs(world, self._others_act), seat, world.contents.ranks, sleep=lambda _: None, clock=world.now
@@ -114,6 +118,30 @@ class Worker:
         self._end(turn)
         return turn.delivery is not None
 
+    def finish_piece(self) -> None:
+        """A piece of a copy does not take a second: before one has passed, it is done."""
+        assert self.turn is not None
+        self.turn.hurries = True
+        self.work()
+        if self.turn is not None:
+            self.turn.hurries = False
+
+    def beat(self) -> None:
+        """What `Pulse` does in its thread."""
+        if self.dead or self.world.clock - self._beat_at < limits.HEARTBEAT_EVERY_S:
+            return
+        self._beat_at = asked_at = self.pulse.now()
+        try:
+            life = self.queue.beat(self.pulse.state)
+        except Unavailable:
+            return
+        if life is None:
+            self.world.tell(f"{self.name} has been replaced")
+            self.world.marks["worker: replaced"] += 1
+            self.replaced = True
+        else:
+            self.pulse.heard(life, asked_at)
+
     def die(self, turn: Turn | None) -> None:
         """The process ends where it is; what it copied stays copied."""
         self.dead = True
@@ -156,6 +184,7 @@ class Turn:
         at: how far this run has come; what lies before the end of what was done is not done again.
         stage: where a death would find it.
         moved, blocks: of the copy.
+        in_piece: between two blocks of one piece. hurries: it goes on to the end of the piece and no further.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -164,6 +193,8 @@ class Turn:
         self.delivery: Delivery | None = None
         self.moved = 0
         self.blocks = 0
+        self.in_piece = False
+        self.hurries = False
         self._worker = worker
         self._world = worker.world
         self._done: list[Any] = []
@@ -186,7 +217,7 @@ class Turn:
         assert self.delivery is not None
         job = self.delivery.job
         pairs = list(zip(ids(source_blocks), ids(destination_blocks), strict=True))
-        self.blocks = len(pairs)
+        self.blocks = ranges_count(job.source_blocks)
         moved = 0
         try:
             for number, (source, destination) in enumerate(pairs):
@@ -195,7 +226,9 @@ class Turn:
                 moved += self.once(
                     functools.partial(self._move, job, source_pool, destination_pool, source, destination)
                 )
+                self.in_piece = number + 1 < len(pairs)
         except (CopyFailed, InvalidInput, StoreBroke):
+            self.in_piece = False
             self._point("after a failed copy")
             raise
         except Exception as error:
@@ -224,11 +257,15 @@ class Turn:
     def _move(self, job: TransferJob, source_pool: str, destination_pool: str, source: int, destination: int) -> int:
         world, rank = self._world, self._worker.seat.rank
         percent = FETCH_FAILS_PERCENT if job.kind == SWAP_IN else COPY_FAILS_PERCENT
+        if not world.contents.gone.isdisjoint((source_pool, destination_pool)):
+            world.marks["no memory to copy from or to"] += 1
+            raise CopyFailed("the memory went with its process")
         if not world.healed and world.choices.chance(percent):
             world.tell(f"{self._worker.name}: block {source} of {source_pool} cannot be copied")
             world.marks["copy failed"] += 1
             raise (CopyFailed("simulated"), InvalidInput("simulated"), StoreBroke("simulated"))[world.choices.draw(3)]
-        world.contents.check_worker_may_write(job.transfer, rank, destination_pool, destination)
+        assert self.delivery is not None
+        world.contents.check_worker_may_write(job.transfer, rank, destination_pool, destination, self.delivery.life)
         store = world.contents.store(rank)
         bytes_moved = store.copy(source_pool, destination_pool, ((source, 1),), ((destination, 1),))
         self.moved += 1
@@ -240,10 +277,14 @@ class Turn:
         if self.at < len(self._done):
             self.at += 1
             return
+        if self.hurries and stage != "during the copy":
+            raise Later
         self.stage = stage
         self._done.append(None)
         self.at += 1
         world = self._world
+        if self.hurries:
+            return
         what = GO_ON if world.healed else world.choices.weighted(POINTS)
         if what == LATER:
             raise Later
@@ -307,8 +348,11 @@ class Remembered(Pulse):
         self._pulse = worker.pulse
         self._turn = turn
 
-    def heard(self, life: str) -> None:
-        self._turn.once(lambda: self._pulse.heard(life))
+    def now(self) -> float:
+        return self._turn.once(self._pulse.now)
+
+    def heard(self, life: str, asked_at: float) -> None:
+        self._turn.once(lambda: self._pulse.heard(life, asked_at))
 
     def vouches_for(self, life: str) -> bool:
         return self._turn.once(lambda: self._pulse.vouches_for(life))

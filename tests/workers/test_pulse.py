@@ -73,9 +73,9 @@ def test_a_job_of_the_life_last_heard_is_vouched_for() -> None:
     pulse, _, _ = pulse_of(Beats(["one"]), Clock())
     assert pulse.vouches_for("one"), "before anything is heard, what the job brought is all there is"
 
-    pulse.heard("one")
+    pulse.heard("one", pulse.now())
     assert (pulse.vouches_for("one"), pulse.vouches_for("two")) == (True, False)
-    pulse.heard("two")
+    pulse.heard("two", pulse.now())
     assert (pulse.vouches_for("one"), pulse.vouches_for("two")) == (False, True)
 
 
@@ -87,14 +87,34 @@ def test_a_server_that_is_not_heard_vouches_for_nothing() -> None:
     """
     clock = Clock()
     pulse, _, _ = pulse_of(Beats(["one"]), clock)
-    pulse.heard("one")
+    pulse.heard("one", pulse.now())
     clock.move(limits.HEARTBEAT_TRUST_S)
     assert pulse.vouches_for("one")
 
     clock.move(0.1)
     assert not pulse.vouches_for("one")
-    pulse.heard("one")
+    pulse.heard("one", pulse.now())
     assert pulse.vouches_for("one")
+
+
+def test_an_answer_counts_from_when_it_was_asked_for() -> None:
+    """Otherwise a worker that was stopped with a job in its hands would take its old news for new, and move blocks that the
+    next life of the log has given to somebody else.
+
+    Given an answer that lay about while its worker was stopped, when it is heard at last, then it is as old as its question;
+    and news from a later question are not overruled by it.
+    """
+    clock = Clock()
+    pulse, _, _ = pulse_of(Beats(["one"]), clock)
+    asked_at = pulse.now()
+    clock.move(limits.HEARTBEAT_TRUST_S + 0.1)
+
+    pulse.heard("one", asked_at)
+    assert not pulse.vouches_for("one")
+
+    pulse.heard("two", pulse.now())
+    pulse.heard("one", asked_at)
+    assert (pulse.vouches_for("one"), pulse.vouches_for("two")) == (False, True)
 
 
 def test_a_worker_that_has_never_heard_is_trusted_no_longer() -> None:

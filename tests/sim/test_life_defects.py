@@ -1,0 +1,121 @@
+"""What the simulator found in leases and in lives of the server, each by the shortest story.
+
+Owns the stories. What is not mended yet has a switch in `known.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from events import limits
+from events.errors import OutcomeUnknown, RolledBack
+from events.job_ports import Seat
+from events.job_queue import JobQueue
+from events.log import EventLog
+from events.memory import MemoryTransport
+from events.memory_jobs import MemoryJobs
+from events.ports import Base, Diverged, RawReply, Record
+from statecore import CacheIndex
+from tests.sim.story import small_bounds
+
+
+class Server(MemoryTransport):
+    """A log whose end can be lost, and whose replies can."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: self.seconds)
+        self.seconds = 0.0
+        self.silent = False
+
+    def append(self, record: Record, **arguments: object) -> RawReply:
+        if self.silent:
+            raise OutcomeUnknown("told so", record.commit_id)
+        return super().append(record, **arguments)  # type: ignore[arg-type]
+
+    def lose_after(self, position: int) -> None:
+        del self._records[position:]
+        self.begin_life("second")
+        self.closed_for()
+        self.seconds += limits.BARRIER_S
+
+
+class Connected:
+    def __init__(self, log: MemoryTransport) -> None:
+        self._log = log
+
+    def log(self, index: str, *, follow: bool = True) -> EventLog:  # noqa: ARG002
+        return EventLog(index, self._log, sleep=lambda _: None, clock=lambda: 0.0, threads=False)
+
+    def indexes(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def engine(log: MemoryTransport, name: str) -> CacheIndex:
+    return CacheIndex(
+        Connected(log), name="i", engine=name, gpu_pool="p", gpu_blocks=8, block_size=1, memory_survives=True
+    )
+
+
+def test_a_doubt_is_not_resolved_on_top_of_a_history_that_is_gone() -> None:
+    """Given an engine that reads on while the fate of its commit is unknown, when the server loses what it read and the
+    commit lands after all, then it hears that history was rolled back; else it goes on with a state that no log gives (P2).
+    """
+    server = Server()
+    mine, other = engine(server, "e0"), engine(server, "e1")
+    mine.refresh()
+    server.silent = True
+    with small_bounds(), pytest.raises(OutcomeUnknown):
+        mine.match("r", [1])
+    server.silent = False
+    other.match("s", [2])
+    mine.refresh()
+
+    server.lose_after(2)
+    engine(server, "e2")
+
+    with pytest.raises(RolledBack):
+        mine.resolve()
+
+
+def test_a_worker_whose_seat_was_lost_sits_down_again() -> None:
+    """Given a worker, when the server loses its seat and its heartbeat, then after its next heartbeat its reports count
+    again; else it copies the same job for ever and nobody is told (E-25)."""
+    jobs = MemoryJobs(Server(), lambda: 0.0)
+    queue = JobQueue(jobs, Seat("p", 0, "w"), 1, sleep=lambda _: None, clock=lambda: 0.0)
+    queue.enter()
+    jobs._seats.clear()
+    jobs._heartbeats.clear()
+
+    queue.beat("ready")
+
+    assert list(jobs._seats.values()) == [queue._life]
+
+
+def test_a_life_of_a_lost_history_keeps_nobodys_lease() -> None:
+    """Given an engine's life that began in a history that is gone, when the log is trimmed beyond what it knows, then it
+    cannot renew the lease of the life that the log calls alive: that one would never be declared lost (E-45)."""
+    server = Server()
+    engine(server, "e0")
+    with server.changed:
+        server.trim(2)
+
+    reply = server.renew_lease("e0", 2, Base(0, ""))
+
+    assert isinstance(reply, Diverged)
+
+
+def test_a_process_that_knows_its_end_drops_its_lease() -> None:
+    """Given an engine that was told that its history is gone, then its lease runs out, so that the keeper can end what the
+    log still calls alive; else its requests stay as long as its process (E-45)."""
+    server = Server()
+    mine = engine(server, "e0")
+    mine.match("r", [1])
+    server.lose_after(1)
+
+    with pytest.raises(RolledBack):
+        mine.refresh()
+
+    assert mine._log._lease is None  # type: ignore[attr-defined]
