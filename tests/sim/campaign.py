@@ -66,7 +66,7 @@ WORKERS = (
     *("a rank failed, the last one says so", "copy failed"),
     *("lost report", "lost reply to a report", "late report", "duplicate report", "death after the report"),
     *("lost job request", "lost job reply", "job stream lost", "job stream lost, with the lists"),
-    *("a lost job on a list", "rebuild rang a lost job", "a job was not needed", "settled by ringing"),
+    *("a lost job on a list", "rebuild rang a lost job", "a job was not needed"),
     *("rang the job of a cancelled transfer", "rang a job that is in a worker's hands", "ten minutes pass"),
 )
 EXPECTED_OF_TIERS = (*TIER_COMMANDS, *TIER_REFUSALS, *TRANSFERS, *WORKERS)

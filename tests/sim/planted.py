@@ -144,7 +144,8 @@ def _gaps_are_nothing(self: Any) -> None:
         if entry.position > replica.state.position:
             replica.redo(entry.facts)
             replica.settle(entry.position, entry.id)
-    self._life.require_alive(replica.state)
+    self._life.notice(replica.state, ())
+    self._life.require()
 
 
 def _nothing(*_: Any) -> None:
@@ -158,7 +159,7 @@ PLANTED: Final[dict[str, Callable[[], Any]]] = {
     "the own engine's scope is not checked": patches((step, "scopes_of", _scopes_without("engine:"))),
     "the index scope is not checked": patches((step, "scopes_of", _scopes_without("index"))),
     "neither the log nor the session looks who is alive": patches(
-        (MemoryTransport, "append", _without_fence()), (Life, "require_alive", _nothing)
+        (MemoryTransport, "append", _without_fence()), (Life, "notice", _nothing)
     ),
     "a lost reply is taken for a failure": patches((EventLog, "_append_once", _lost_reply_is_failure())),
     "acknowledged before it is appended": patches((EventLog, "append", _acknowledged_before_appended())),

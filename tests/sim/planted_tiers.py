@@ -108,6 +108,10 @@ def _paths_are_left(state: Any, transfer: Any, pool: Any) -> None:
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 
+def _never_reported(self: Any, transfer: str, rank: int, look_up: Any = MemoryJobs.look_up) -> Any:
+    return attrs.evolve(look_up(self, transfer, rank), reported=False)
+
+
 def _one_rank_is_enough(self: Any, seat: Any, report: Any, send: Any = MemoryJobs.report) -> Any:
     return send(self, seat, attrs.evolve(report, ranks=1))
 
@@ -184,7 +188,7 @@ PLANTED_TIERS: Final[dict[str, Callable[[], Any]]] = {
     "quarantine and transfers end at the first rank's report": patches((MemoryJobs, "report", _one_rank_is_enough)),
     "only the last rank's word counts": patches((MemoryJobs, "report", _last_word_counts)),
     "a transfer finishes twice": patches((MemoryJobs, "report", _forgets_what_is_done)),
-    "a job that was reported is handed out to be copied": patches((MemoryJobs, "reported", lambda *_: False)),
+    "a job that was reported is handed out to be copied": patches((MemoryJobs, "look_up", _never_reported)),
     "what a dead worker left is nobody's": patches((JobQueue, "_claim", lambda _: False)),
     "a failure is reported as success": patches((JobQueue, "finish", _always_well)),
     "a job rung again names its destination upside down": patches((rebuild, "_blocks", _upside_down)),
