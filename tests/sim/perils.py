@@ -79,10 +79,10 @@ class Perils:
                 process.stream.forget()
                 if self._story.current.get(process.engine) is process:
                     del self._story.current[process.engine]
+                    if not process.slot.survives:  # a zombie's was gone when the next process of its name began
+                        self._world.contents.vanishes(process.pool)
                 elif process in self._story.zombies:
                     self._story.zombies.remove(process)
-                if not process.slot.survives:
-                    self._world.contents.vanishes(process.pool)
 
     # --- processes --------------------------------------------------------------------------------------------------
 
