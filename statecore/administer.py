@@ -65,7 +65,8 @@ def join(state: State, command: Join) -> Decision:
     if engine is not None and engine.alive:
         facts += _sends_cancelled(state, engine, "a new life of its engine began")
         facts.append(EngineLost(command.engine, session, "a new life of the engine began"))
-    if command.history_lost or (engine is not None and not (command.memory_survives or command.same_process)):
+    same_memory = command.memory_survives or 0 < command.memory_of == session
+    if command.history_lost or (engine is not None and not same_memory):
         facts += _dropped(state, command.engine, command.gpu_pool)
     facts.append(
         EngineJoined(

@@ -19,7 +19,8 @@ class Join:
         cpu_pool, cpu_blocks: the same for the host pool; no host tier if `cpu_pool` is None.
         policy: write policy and watermarks; None to take what the index has.
         memory_survives: the bytes of the GPU pool outlive a process.
-        same_process: this life follows one of the same process, which has the memory still.
+        memory_of: session whose memory this process still has; 0 for none. If another process lived under the name since,
+            what the pool holds is in that one's memory.
         history_lost: the life before knew an end of the log that is gone. What it wrote there, over copies that it had
             evicted, the log knows nothing of: bytes and copies may differ.
         first_policy: what an index without a policy gets with its first host pool.
@@ -36,12 +37,12 @@ class Join:
     policy: PolicyChosen | None = None
     first_policy: PolicyChosen | None = None
     memory_survives: bool = True
-    same_process: bool = False
+    memory_of: int = 0
     history_lost: bool = False
 
-    def in_the_same_process(self) -> Join:
+    def in_the_same_process(self, session: int) -> Join:
         """The same for the next life of this process, which has the memory still."""
-        return attrs.evolve(self, same_process=True, history_lost=False)
+        return attrs.evolve(self, memory_of=session, history_lost=False)
 
     def after_lost_history(self) -> Join:
         """The same for the life after one whose history is gone."""

@@ -93,7 +93,7 @@ class Session(Following):
                 self._left_behind()
                 self.refresh()
                 self._join_once()
-            self._join = self._join.in_the_same_process()
+            self._join = self._join.in_the_same_process(self.number)
 
     def _left_behind(self) -> None:
         """What this process knew the log does not hold: whatever it wrote then is not what the log says of those blocks."""

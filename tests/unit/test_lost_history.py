@@ -270,3 +270,23 @@ def test_the_keeper_tells_what_it_knew(given: Given) -> None:
 
     assert new.would_match(KEPT) == 0
     sound(new)
+
+
+def test_a_process_that_comes_back_after_another_has_other_memory(given: Given) -> None:
+    """Otherwise a woken process would match copies that lie in the memory of the one that took its name. Found by the
+    simulator, seed 30017.
+
+    Given two processes of one name, the later of which cached a prompt, when the earlier one begins its next life, then it
+    finds nothing; when it begins another one right after, it finds what it computed itself.
+    """
+    first = given.engine("a")
+    second = given.engine("a")
+    cache(second, "theirs", KEPT)
+
+    first.rejoin()
+
+    assert first.would_match(KEPT) == 0
+    cache(first, "mine", KEPT)
+    first.rejoin()
+    assert first.would_match(KEPT) == 4
+    sound(first)
