@@ -25,7 +25,7 @@ if lowest and tonumber(ARGV[3]) < tonumber(lowest) then
   return {'fenced', lowest}
 end
 local standing, found = continuity(KEYS[1], known, tonumber(ARGV[4]), ARGV[5])
-if lowest and tonumber(ARGV[3]) > tonumber(lowest) then
+if standing ~= 'diverged' and lowest and tonumber(ARGV[3]) > tonumber(lowest) then
   standing, found = 'diverged', '' -- a life that began in a history that is gone; its base may be too old to tell
 end
 if standing == 'diverged' then

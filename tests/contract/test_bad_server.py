@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -352,6 +353,10 @@ def test_refusals_of_the_server_are_no_doubt(proxy: Proxy, index_name: str, repl
         assert log.append(commit("c2"), Base(1, "c1")) == Appended(2, ())
 
 
+def _instead_of(asked: str, reply: bytes, command: str) -> bytes | None:
+    return reply if command == asked else None
+
+
 @pytest.mark.usefixtures("very_impatient")
 @pytest.mark.parametrize("reply", [*PASSING, *LASTING], ids=code)
 def test_refused_reads_are_repeated_while_it_may_help(proxy: Proxy, index_name: str, reply: bytes) -> None:
@@ -364,7 +369,7 @@ def test_refused_reads_are_repeated_while_it_may_help(proxy: Proxy, index_name: 
         log.append(commit("c1"), BIRTH)
         asks: dict[str, Callable[[], object]] = {"XRANGE": lambda: log.read(0), "HMGET": log.head}
         for command, ask in asks.items():
-            proxy.answer = lambda name: reply if name in asks else None
+            proxy.answer = functools.partial(_instead_of, command, reply)
             proxy.seen.clear()
 
             with pytest.raises(Unavailable) as refused:
