@@ -315,7 +315,7 @@ class CacheIndex(IndexUpkeep):
         Raises (at the end of the block):
             StepConflict: an engine of the same pool was faster and an answer no longer holds. Nothing happened.
             OutcomeUnknown: sent, no reply. Call `resolve`.
-            Unavailable, SessionOver, CorruptState: nothing happened.
+            Unavailable, CorruptState: nothing happened. SessionOver: this life is over, and with it whatever the step gave.
         """
         return self._session.step()
 
