@@ -24,6 +24,7 @@ from ops.trace import write_trace
 from statecore import CacheIndex
 from statecore.replica import Replica
 from tests.demo.trace_requests import request
+from tests.processes import ENGINE, WORKER, children_of
 from workers.rank_lock import RankLock
 from workers.segment_header import HEADER_BYTES, index_prefix, segment_name
 from workers.shared_memory import SHARED_FOLDER
@@ -36,7 +37,6 @@ KEYS = {
     *("swap_ins", "swap_outs", "rescues", "bytes_moved", "cross_engine_tokens", "bytes_verified", "mismatches"),
     "open_transfers",
 }
-ENGINE, WORKER = b"spawn_main", b"workers.worker_process"
 BLOCK_BYTES = 64
 
 
@@ -56,13 +56,6 @@ def demo(*options: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def children_of(parent: int, kind: bytes) -> list[int]:
-    """Engine or worker processes that run now."""
-    tasks = Path(f"/proc/{parent}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [child for child in children if kind in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def engines_of(parent: int) -> list[int]:

@@ -20,6 +20,7 @@ from ops.examples.fastdeploy.command import command
 from ops.trace import TraceRequest, write_trace
 from statecore import PrefixCacheManager
 from tests.examples.engines import Faulty
+from tests.processes import ENGINE, WORKER, children_of
 from workers.segment_header import Process
 from workers.worker_process import WorkerSettings
 
@@ -121,10 +122,10 @@ def test_an_engine_that_is_killed_ends_the_run_and_nothing_is_left() -> None:
     )
     try:
         end = time.monotonic() + ENDS_WITHIN_S
-        while not (workers := children_of(*engines_of(run.pid))) and time.monotonic() < end:
+        while not (workers := workers_of(run.pid)) and time.monotonic() < end:
             time.sleep(0.1)
         settings = Path(f"/proc/{workers[0]}/cmdline").read_bytes().split(b"\0")[-2]
-        os.kill(engines_of(run.pid)[0], signal.SIGKILL)
+        os.kill(children_of(run.pid, ENGINE)[0], signal.SIGKILL)
         _, said = run.communicate(timeout=ENDS_WITHIN_S)
     finally:
         run.kill()
@@ -137,14 +138,5 @@ def test_an_engine_that_is_killed_ends_the_run_and_nothing_is_left() -> None:
     assert left_behind(WorkerSettings.from_json(settings.decode()).index) == []
 
 
-def children_of(*parents: int) -> list[int]:
-    """Processes that these have started and that live."""
-    found: list[int] = []
-    for parent in parents:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def engines_of(parent: int) -> list[int]:
-    return [child for child in children_of(parent) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+def workers_of(parent: int) -> list[int]:
+    return [worker for engine in children_of(parent, ENGINE) for worker in children_of(engine, WORKER)]

@@ -127,6 +127,7 @@ not look at the lease (the keeper has), a report of another seat (the rank's loc
 SEARCH_BEGINS: Final = {
     "no barrier after a new life of the server": 5_030,
     "a keeper on a vanished history publishes": 5_040,
+    "a life that is over renews the lease": 5_140,
     "a report counts in another life of the server": 5_130,
     "a worker goes on copying for a vanished history": 5_110,
 }

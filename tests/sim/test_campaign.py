@@ -21,6 +21,7 @@ TIER_SEEDS, TIER_STEPS = range(300), 100
 PERILS_SEEDS, PERILS_STEPS = range(200), 100
 PLANTED_SEEDS = range(5_000, 5_150)
 PLANTED_TIER_SEEDS = range(5_000, 5_300)
+PLANTED_PERILS_RUNS = 300
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_planted_bug_of_lives_and_snapshots_is_found(bug: str) -> None:
     """Given a log, a keeper, a lease or a worker's pulse with a bug, when a campaign with perils runs, then it fails."""
     first = SEARCH_BEGINS.get(bug, 5_000)
     with PLANTED_LIVES[bug]():
-        assert campaign(range(first, first + 60), PERILS_STEPS, tiers=2, perils=True).failure is not None
+        assert campaign(range(first, first + PLANTED_PERILS_RUNS), PERILS_STEPS, tiers=2, perils=True).failure is not None
 
 
 @pytest.mark.parametrize("tiers", [1, 2])
