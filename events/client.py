@@ -225,6 +225,14 @@ def closed(opens_in_s: float) -> Unavailable:
     )
 
 
+def loss_in_the_way(commit: str) -> Unavailable:
+    """Somebody knew a commit that the log does not hold, and nobody has dealt with that yet."""
+    return Unavailable(
+        f"the log has lost its end, up to commit {commit}: no job is handed out until an engine or the keeper has appended "
+        "HistoryLost"
+    )
+
+
 def other_layout(found: bytes, speaks: str) -> InvalidInput:
     """The keys of the index are laid out otherwise than this release lays them out."""
     layout = found.decode(errors="replace")

@@ -17,6 +17,7 @@ record is made again with their reasons. A report may be repeated: one that arri
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
@@ -277,6 +278,7 @@ class JobDoorbell:
         return retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.ring, job, base)
 
 
+@functools.cache
 def this_host() -> str:
     """The machine, and this boot of it: two processes that see the same are on one kernel."""
     boot = Path("/proc/sys/kernel/random/boot_id")

@@ -127,8 +127,8 @@ class MemoryTransport:
             raise closed(left)
         if self.trimmed_after(base):
             return Trimmed()
-        if self._lost not in (None, self._forgot) and not forgets:
-            return LossInTheWay(str(self._lost))
+        if (loss := self.loss()) and not forgets:
+            return LossInTheWay(loss)
         return None
 
     def append_unchecked(self, record: Record, touches: tuple[str, ...]) -> int:
@@ -160,6 +160,10 @@ class MemoryTransport:
     def leases(self, engines: Sequence[str]) -> tuple[bool, ...]:
         with self._mutex:
             return tuple([name in self._leases and self._clock() < self._leases[name] for name in engines])
+
+    def loss(self) -> str:
+        """See `Head.loss`. For who holds `changed`."""
+        return "" if self._lost in (None, self._forgot) else str(self._lost)
 
     def note_loss(self, base: Base) -> None:
         with self._mutex:
@@ -198,9 +202,8 @@ class MemoryTransport:
 
     def head(self) -> Head:
         with self._mutex:
-            return Head(
-                self.position, self._commit_id_at(self.position), self._first if self._records else 0, self._let_in
-            )
+            first = self._first if self._records else 0
+            return Head(self.position, self._commit_id_at(self.position), first, self._let_in, self.loss())
 
     def wait(self, after: int, timeout_s: float) -> None:
         with self._mutex:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from events import keys, limits
-from events.client import closed
+from events.client import closed, loss_in_the_way
 from events.job_ports import (
     BEGINNING,
     DUPLICATE,
@@ -150,6 +150,8 @@ class MemoryJobs:
         with self._log.changed:
             if (left := self._log.closed_for()) > 0:
                 raise closed(left)
+            if loss := self._log.loss():
+                raise loss_in_the_way(loss)
             acks = self._acks_of(transfer)
             return Looked(bool(acks.done) or rank in acks.reports, self._log.life)
 
@@ -158,7 +160,7 @@ class MemoryJobs:
 
     def report(self, seat: Seat, report: Report) -> RawReport:
         with self._log.changed:
-            if report.life != self._log.life:
+            if report.life != self._log.life or self._log.loss():
                 return RawFinish(INTERRUPTED, 0, False)
             if self._seats.get((seat.pool, seat.rank)) != report.token:
                 return RawFinish(UNSEATED, 0, False)

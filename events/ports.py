@@ -211,12 +211,14 @@ class Head:
 
     Attributes:
         life: of the server, as the log was last open in it.
+        loss: last commit of an end that is lost and was not dealt with yet (`HistoryLost`); "" when there is none.
     """
 
     position: int
     commit_id: str
     first: int
     life: str = attrs.field(default="", eq=False)
+    loss: str = attrs.field(default="", eq=False)
 
 
 @attrs.frozen

@@ -148,6 +148,8 @@ class RedisJobs:
                 return Looked(bytes(answer[2]) == b"1", bytes(answer[1]).decode())
             case b"closed":
                 raise clients.closed(int(answer[1]) / 1000)
+            case b"lost":
+                raise clients.loss_in_the_way(bytes(answer[1]).decode())
             case _:
                 raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
 

@@ -139,12 +139,16 @@ class RedisTransport:
 
     def head(self) -> Head:
         try:
-            fields = [keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE]
+            fields = [
+                *(keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE),
+                *(keys.HEAD_LOST, keys.HEAD_FORGOT),
+            ]
             # The log first: an index that is born in between has a head, and not entries without one.
             oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
-            position, commit_id, layout, life = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
+            known = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
+        position, commit_id, layout, life, lost, forgot = known
         if layout is not None and layout.decode() != keys.LAYOUT:
             raise clients.other_layout(layout, keys.LAYOUT)
         if position is None:
@@ -152,7 +156,8 @@ class RedisTransport:
                 raise CorruptState(f"{self._keys.log} has entries but {self._keys.head} is gone")
             return Head(0, "", first=0)
         first = keys.position_of(oldest[0][0]) if oldest else 0
-        return Head(int(position), (commit_id or b"").decode(), first, (life or b"").decode())
+        loss = b"" if lost is None or lost == forgot else lost
+        return Head(int(position), (commit_id or b"").decode(), first, (life or b"").decode(), loss.decode())
 
     def wait(self, after: int, timeout_s: float) -> None:
         theirs = self._client.get_connection_kwargs().get("socket_timeout") or limits.SOCKET_TIMEOUT_S

@@ -8,6 +8,7 @@ harm, and one that dies costs nothing but time.
 |-------------------|------------------------------------------------------------------------------------------------------|
 | act               | one keeper acts; the others keep their replicas warm and wait for its place                          |
 | catch up          | reads the log to its end; behind the trim from a snapshot; on a rolled-back log it begins anew       |
+| deal with a loss  | HistoryLost, where somebody knew more than the log holds: workers wait for it                         |
 | depose            | engines whose leases have been missing for `LEASE_GRACE_S`: EngineLost, and PoolDropped with it where |
 |                   | the memory died too; only if the lease is really gone, which the log checks in the same step         |
 | ring              | transfers that have no job: the job is made again from the state                                     |
@@ -116,6 +117,7 @@ class Keeper:
                 self._watch.lost_contact()
             replica = self._catch_up()
             if acting and replica.state.position:
+                self._deal_with_loss(replica)
                 self._depose(replica)
                 self._ring(replica)
                 self._snapshot_if_due(replica)
@@ -165,6 +167,10 @@ class Keeper:
                 self._forget(replica, loss.commit)
             case _:
                 pass  # conflicted, trimmed or rolled back: the next turn looks again
+
+    def _deal_with_loss(self, replica: Replica) -> None:
+        if loss := self._place.log.head().loss:
+            self._forget(replica, loss)
 
     def _forget(self, replica: Replica, commit: str) -> None:
         """Nobody may trust what a lost part of history may have overwritten."""

@@ -70,8 +70,9 @@ end
 if standing == 'trimmed' then
   return {'trimmed', known[1]}
 end
-if known[6] and known[6] ~= known[7] and ARGV[13] ~= '1' then
-  return {'lost', known[6]}
+local loss = loss_in_the_way(known)
+if loss and ARGV[13] ~= '1' then
+  return {'lost', loss}
 end
 local missed = {}
 if standing == 'continued' then

@@ -29,7 +29,8 @@
 --                                          and call again
 --   {"unseated"}                           another worker sits there and may be copying the same job: nothing written
 --   {"interrupted"}                        the server began a new life since the job was taken, and may not know of it any
---                                          more: nothing written. Look at the list again
+--                                          more; or it lost what somebody knew, and HistoryLost must come first: nothing
+--                                          written. Look at the list again
 --   {"gone", "", acked}                    there is no such index any more; the job is off the stream
 --   {"layout", found}                      the index is of another layout version
 --
@@ -38,7 +39,7 @@
 
 local log, head, acks, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
-local known = redis.call('HMGET', head, 'position', 'commit', 'layout')
+local known = redis.call('HMGET', head, 'position', 'commit', 'layout', 'life', 'opening', 'lost', 'forgot')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
 end
@@ -46,7 +47,7 @@ local life, refused = server_life()
 if not life then
   return refused
 end
-if life ~= ARGV[15] then
+if life ~= ARGV[15] or loss_in_the_way(known) then
   return {'interrupted'}
 end
 if redis.call('HGET', KEYS[5], ARGV[13]) ~= ARGV[14] then

@@ -9,12 +9,12 @@ import pytest
 
 from events import codec, limits
 from events.errors import CorruptState, InvalidInput, Unavailable
-from events.facts import TransferFinished
-from events.job_ports import DUPLICATE, FINISHED, GONE, REPORTED, UNSEATED, FinishReply
+from events.facts import HistoryLost, TransferFinished
+from events.job_ports import DUPLICATE, FINISHED, GONE, INTERRUPTED, REPORTED, UNSEATED, FinishReply
 from events.jobs import encode_job
 from events.keys import ACKS_DONE, HEAD_LAYOUT, IndexKeys, engine_scope, pool_scope
 from events.log import LogConnection
-from events.ports import Appended, Base, Commit, Conflicted, Job
+from events.ports import Appended, Base, Commit, Conflicted, Diverged, Job
 from tests.contract.commits import dump
 from tests.jobs.given import (
     HOST,
@@ -31,6 +31,7 @@ from tests.jobs.given import (
     worker,
 )
 
+LOST = Base(9, "c9")
 DONE = TransferFinished(transfer="e0:0", ok=True, reason="")
 
 
@@ -420,3 +421,31 @@ def test_the_finish_is_readable_by_the_strict_codec() -> None:
     fact = TransferFinished("e" * 128 + ":1", ok=False, reason="x" * limits.REASON_LENGTH_MAX)
     record = codec.encode(Commit("finish:x", f"worker:{POOL}", 0, (fact,), (), ()), at_ms=0)
     assert record.author == f"worker:{POOL}#0"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lost_end_of_the_history_comes_first(connection: LogConnection, index_name: str) -> None:
+    """Otherwise a worker would copy a block that was given away in the lost part, and call the copy the old prompt.
+
+    Given a job in a worker's hands and one in the stream, when somebody turns out to know more than the log holds, then
+    no job is handed out, and no report counts, until HistoryLost is in the log; then both can be carried out.
+    """
+    log = index_with(connection, index_name, job(), job("e0:1"))
+    mine = seated(connection, index_name)
+    held = taken(mine)
+    assert isinstance(log.append(commit("c10"), LOST), Diverged)
+
+    assert mine.finish(held, ok=True).outcome == INTERRUPTED
+    with pytest.raises(Unavailable, match="has lost its end, up to commit c9"):
+        mine.take(0.0)
+    assert finishes(log) == []
+    assert log.head().loss == "c9"
+
+    told = Commit("told", "keeper", 0, (HistoryLost("keeper", "c9"),), checks=(), touches=())
+    assert isinstance(log.append(told, Base(1, "c1")), Appended)
+
+    assert log.head().loss == ""
+    for name in ("e0:0", "e0:1"):
+        delivery = taken(mine)
+        assert (delivery.job.transfer, delivery.reported) == (name, False)
+        assert mine.finish(delivery, ok=True).outcome == FINISHED

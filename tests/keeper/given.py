@@ -57,6 +57,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
 
 def keeper_of(connection: Any, index: str, **given: Any) -> tuple[Keeper, Said]:
     said = Said()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from events import limits
-from events.facts import EngineLost, PoolDropped
+from events.facts import EngineLost, HistoryLost, PoolDropped
 from events.job_queue import JobDoorbell
 from events.keeping import Keeping
 from events.log import EventLog, LogConnection
@@ -29,7 +29,9 @@ class Place:
         self.logs: list[EventLog] = []
 
     def log(self, index: str, *, follow: bool = True) -> EventLog:
-        log = EventLog(index, self.log_in_memory, follow=follow, clock=self.clock, threads=False)
+        log = EventLog(
+            index, self.log_in_memory, follow=follow, clock=self.clock, sleep=self.clock.passes, threads=False
+        )
         self.logs.append(log)
         return log
 
@@ -182,16 +184,29 @@ def test_a_server_that_was_away_makes_nobody_suspect() -> None:
 
 
 def test_a_rolled_back_log_is_noticed_and_left(place: Place) -> None:
-    """A keeper that goes on with a vanished history would publish it."""
+    """A keeper that goes on with a vanished history would publish it; and if nobody else commits, workers would wait for
+    ever for the lost end to be dealt with.
+
+    Given a log that has lost its end, when the keeper takes its turn, then it begins anew on what is there, says so once,
+    and appends HistoryLost when the log opens.
+    """
     engine = place.engine("a")
     work(engine, 3)
     keeper, said = keeper_of(place, "x", clock=place.clock)
     keeper.turn()
     position = keeper.totals.position
+    log = place.log("x", follow=False)
+    known = log.head().commit_id
     del place.log_in_memory._records[5:]
+    place.log_in_memory._versions = {scope: min(at, 5) for scope, at in place.log_in_memory._versions.items()}
     place.log_in_memory.begin_life("next")
 
     keeper.turn()
 
     assert len(said.of("rolled_back")) == 1
-    assert keeper.totals.position == 5 < position
+    assert said.of("history_lost") == [{"commit": known, "position": 6}]
+    assert log.read(5, 10)[0].facts == (HistoryLost("keeper", known),)
+    assert log.head().loss == ""
+    keeper.turn()
+    assert (len(said.of("history_lost")), keeper.totals.position) == (1, 6)
+    assert position > 6

@@ -60,7 +60,7 @@ class FaultyJobs:
 
     def look_up(self, transfer: str, rank: int) -> Looked:
         looked = self._call(lambda: self._world.jobs.look_up(transfer, rank))
-        self._world.server.meets_open(job=True)
+        self._world.server.meets_open()
         return looked
 
     def life(self) -> str:

@@ -198,3 +198,11 @@ PLANTED_TIERS: Final[dict[str, Callable[[], Any]]] = {
     "the lock of a rank is not kept: a stopped worker wakes": patches((Seats, "end", _nothing)),
 }
 """What is wrong -> a context in which it is."""
+
+SEARCH_BEGINS: Final = {
+    "who cancels does not hear that it has ended": 5_020,
+    "a failed swap-in moves no scope": 5_090,
+    "the lock of a rank is not kept: a stopped worker wakes": 5_040,
+    "the scope of what is leaving is not checked": 5_030,
+}
+"""First seed to try, where the search would take long otherwise; elsewhere 5,000."""

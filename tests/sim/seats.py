@@ -15,7 +15,6 @@ from events.job_queue import JobDoorbell
 from events.limits import ACKS_TTL_S, JOB_CLAIM_EVERY_S, JOB_IDLE_S
 from events.log import LogConnection
 from events.transport import Transport
-from tests.sim import known
 from tests.sim.accounts import require
 from tests.sim.job_faults import FaultyJobs
 from tests.sim.workers import Worker
@@ -204,11 +203,7 @@ class Seats:
 
     def _may_pass(self) -> bool:
         """Ten minutes: no message is that late, nobody rings from a state that old, as `limits.ACKS_TTL_S` supposes."""
-        world = self.world
-        if world.depth or world.late:
-            return False
-        stale = any(world.jobs.ringing(pool) - world.ledger.moving.keys() for pool in self.pools)
-        return known.ACKS_EXPIRE_UNDER_STALE_JOBS or not stale
+        return not (self.world.depth or self.world.late)
 
     # --- healing ----------------------------------------------------------------------------------------------------
 

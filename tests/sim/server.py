@@ -82,17 +82,15 @@ class Server:
         log = self._world.log
         return log._let_in == log.life or 0 <= log._opens_at <= self._world.clock
 
-    def meets_open(self, *, job: bool = False) -> None:
+    def meets_open(self) -> None:
         """Somebody is let in: from now on nobody may go by a history that vanished."""
         world = self._world
         if not self._met_open:
             world.marks["the log opened again"] += 1
             world.marks["the log opened again after a rollback"] += self.rolled_back
             self._met_open = True
-            unknown = world.log._lost in (None, world.log._forgot)
-            mends = not (known.LOST_BEFORE_ANYBODY_KNEW if unknown else known.JOBS_BEFORE_A_LOSS_IS_DEALT_WITH)
-            if self.rolled_back and mends and (unknown or job):
-                world.marks["a loss that nobody knew of"] += unknown
+            if self.rolled_back and not world.log.loss() and not known.LOST_BEFORE_ANYBODY_KNEW:
+                world.marks["a loss that nobody knew of"] += 1
                 world.contents.mend()
 
     def restart(self) -> None:

@@ -237,20 +237,24 @@ class Story:
         )
 
     def _start_wrong(self, slot: Slot) -> None:
-        """A join that must be refused; the life that goes on is not disturbed by it."""
+        """A join that must be refused; the life that goes on is not disturbed by it. Not after a loss that took the pool
+        along, nor with others in between who could bring one about: then there is nothing it contradicts.
+        """
+        if slot.pool not in self.world.ledger.pools:
+            return
         process = self._new_process(slot)
         hosts = slot.host_blocks or None
         match self.choices.draw(5 if slot.host in self.world.ledger.pools else 3):
             case 0:
-                process.start(self.interlude, blocks=None, pool="nowhere", host_blocks=hosts)
+                process.start(nobody, blocks=None, pool="nowhere", host_blocks=hosts)
             case 1:
-                process.start(self.interlude, blocks=slot.blocks + 1, host_blocks=hosts)
+                process.start(nobody, blocks=slot.blocks + 1, host_blocks=hosts)
             case 2:
-                process.start(self.interlude, blocks=slot.blocks, block_size=3, host_blocks=hosts)
+                process.start(nobody, blocks=slot.blocks, block_size=3, host_blocks=hosts)
             case 3:
-                process.start(self.interlude, blocks=slot.blocks, host_blocks=slot.host_blocks + 1)
+                process.start(nobody, blocks=slot.blocks, host_blocks=slot.host_blocks + 1)
             case 4:
-                process.start(self.interlude, blocks=slot.blocks, policy=Policy("write_back", 1, 2))
+                process.start(nobody, blocks=slot.blocks, policy=Policy("write_back", 1, 2))
         require(process.index is None, "a wrong join is refused", process.name)
         process.dead = True
 
@@ -394,6 +398,10 @@ def run(
         len(world.landed) + len(world.vanished),
         world.slowest_recovery_s,
     )
+
+
+def nobody(_process: Process) -> None:
+    """Acts in between."""
 
 
 @contextmanager

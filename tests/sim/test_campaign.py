@@ -13,6 +13,7 @@ from tests.sim.campaign import EXPECTED, EXPECTED_OF_PERILS, EXPECTED_OF_TIERS, 
 from tests.sim.planted import PLANTED
 from tests.sim.planted_lives import PLANTED_LIVES, SEARCH_BEGINS
 from tests.sim.planted_tiers import PLANTED_TIERS
+from tests.sim.planted_tiers import SEARCH_BEGINS as TIER_SEARCH_BEGINS
 from tests.sim.shrink import kind_of, shrink
 from tests.sim.story import run
 
@@ -20,7 +21,7 @@ SEEDS, STEPS = range(150), 60
 TIER_SEEDS, TIER_STEPS = range(300), 100
 PERILS_SEEDS, PERILS_STEPS = range(200), 100
 PLANTED_SEEDS = range(5_000, 5_150)
-PLANTED_TIER_SEEDS = range(5_000, 5_300)
+PLANTED_TIER_RUNS = 300
 PLANTED_PERILS_RUNS = 300
 
 
@@ -82,11 +83,12 @@ def test_a_planted_bug_is_found(plant: Callable[[], Any]) -> None:
         assert campaign(PLANTED_SEEDS, STEPS, tiers=1).failure is not None
 
 
-@pytest.mark.parametrize("plant", PLANTED_TIERS.values(), ids=PLANTED_TIERS.keys())
-def test_a_planted_bug_of_the_tiers_is_found(plant: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("bug", PLANTED_TIERS)
+def test_a_planted_bug_of_the_tiers_is_found(bug: str) -> None:
     """Given a machine, a worker or a job stream with a bug, when a campaign with two tiers runs, then it fails."""
-    with plant():
-        assert campaign(PLANTED_TIER_SEEDS, TIER_STEPS, tiers=2).failure is not None
+    first = TIER_SEARCH_BEGINS.get(bug, 5_000)
+    with PLANTED_TIERS[bug]():
+        assert campaign(range(first, first + PLANTED_TIER_RUNS), TIER_STEPS, tiers=2).failure is not None
 
 
 @pytest.mark.parametrize("bug", PLANTED_LIVES)
@@ -94,7 +96,9 @@ def test_a_planted_bug_of_lives_and_snapshots_is_found(bug: str) -> None:
     """Given a log, a keeper, a lease or a worker's pulse with a bug, when a campaign with perils runs, then it fails."""
     first = SEARCH_BEGINS.get(bug, 5_000)
     with PLANTED_LIVES[bug]():
-        assert campaign(range(first, first + PLANTED_PERILS_RUNS), PERILS_STEPS, tiers=2, perils=True).failure is not None
+        assert (
+            campaign(range(first, first + PLANTED_PERILS_RUNS), PERILS_STEPS, tiers=2, perils=True).failure is not None
+        )
 
 
 @pytest.mark.parametrize("tiers", [1, 2])

@@ -1,7 +1,6 @@
 """What the simulator found between the tiers, each by the shortest story: the failing seed became a sentence and stays.
 
-Owns the stories. A defect that is not mended yet is marked as failing, and has a switch in `known.py` that keeps the
-campaign away from it. Engines have blocks of one token, so a prompt is its list of block contents.
+Owns the stories. Engines have blocks of one token, so a prompt is its list of block contents.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from statecore.hashing import HashedTokens
 from statecore.index import CacheIndex
 from statecore.rejections import UnknownTransfer
 from statecore.results import CANCELLED, DONE, FAILED, TransferState
-from tests.sim import known
-from tests.sim.accounts import cut, require
+from tests.sim.accounts import require
 from tests.sim.model import Held, Model
 from tests.sim.process import Process
 from tests.sim.world import World
@@ -137,9 +136,9 @@ class TierActions:
         mine = self.index.inspect(
             lambda state: [each.id for each in state.transfers.values() if each.engine == self.process.engine]
         )
-        if mine and (known.FINISH_BELOW_A_CANCEL or not self.process.stepping):
+        if mine:
             transfer = self.choices.one_of(mine)
-            if self.process.stepping or not known.FINISH_BELOW_A_CANCEL or self.choices.chance(50):
+            if self.process.stepping or self.choices.chance(50):
                 self._cancel(transfer)
                 return
             self.process.rush = True  # it may end before the step lands
@@ -210,25 +209,12 @@ class TierActions:
                 or not set(held.table[held.begin : depth]).issubset(before.table)
             ):
                 return False
-        if not known.READY_BEHIND_A_DUPLICATE and self._doubles_of_this_step(name, sequence, depth):
-            return False
         if process.alive_in_log():
             longer = held.copy()
             longer.sequence = sequence
             process.compute(longer, depth)
             process.computed_for(name)
         return True
-
-    def _doubles_of_this_step(self, name: str, sequence: HashedTokens, depth: int) -> bool:
-        """Whether another request of this engine has scheduled one of these blocks in the step at hand."""
-        model, before = self.process.model, self.process.before
-        mine = set(cut(sequence.hashes)[:depth])
-        for other, held in model.requests.items():
-            known_before = before.requests.get(other)
-            path = known_before.path if known_before is not None and known_before.life is held.life else held.begin
-            if other != name and not mine.isdisjoint(cut(held.sequence.hashes)[path : held.path]):
-                return self.process.stepping
-        return False
 
     def _allocate(self, name: str | None, blocks: int) -> None:
         raise NotImplementedError

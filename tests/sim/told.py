@@ -16,7 +16,6 @@ from events.log import EventLog
 from events.ports import BIRTH, Base
 from statecore.index import CacheIndex
 from statecore.rejections import Rejection
-from tests.sim import known
 from tests.sim.accounts import require
 from tests.sim.contents import DeviceStream, Write, bytes_of, scratch
 from tests.sim.model import Doubt, Held, Model
@@ -145,7 +144,7 @@ class Told:
     def computed_for(self, name: str | None) -> None:
         """A call speaks of this request (None: of several): what stands in its table has been computed by then."""
         held = self.model.requests.get(name) if name is not None else None
-        if held is None or not known.READY_BEHIND_A_DUPLICATE:
+        if held is None:
             return self.computed()
         due = [number for number, write in enumerate(self.stream.queue, 1) if write.block in held.table]
         return self.computed(max(due, default=0))
