@@ -85,6 +85,11 @@ def command(patterns: tuple[str, ...], trace: Path | None, seed: int, quick: boo
 
     Takes about three minutes on two cores. The machine may drift by a factor of two while it runs, so figure and
     reference take turns, medians are shown, and the ratio is what to compare.
+
+    \b
+    Examples:
+      statecore bench --only 'hit_rate_*' --only 'transfer_*'
+      statecore bench --quick --json -
     """
     wanted = _wanted(patterns)
     settings = Settings(quick=quick, seed=seed, trace=trace)

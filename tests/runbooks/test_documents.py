@@ -68,6 +68,32 @@ def test_a_command_that_is_none_is_noticed(line: str) -> None:
         parse(line)
 
 
+def explained(group: click.Group, path: str) -> Iterator[tuple[str, str]]:
+    """Every command that does something, by its whole name, and the text of its help."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from explained(command, f"{path} {name}")
+        yield f"{path} {name}", command.help or ""
+
+
+HELPS = list(explained(main, "statecore"))
+
+
+@pytest.mark.parametrize(("name", "text"), HELPS, ids=[name for name, _ in HELPS])
+def test_every_help_has_examples_that_are_commands(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that a newcomer copies first would be answered with a usage error."""
+    monkeypatch.setenv("STATECORE_URL", "redis://localhost")
+    monkeypatch.setenv("STATECORE_INDEX", "llama-70b")
+    examples = re.findall(r"^ *(statecore .+)$", text.partition("Example")[2], re.MULTILINE)
+
+    assert any(f"{line} ".startswith(f"{name} ") for line in examples), f"{name} --help shows no example"
+    for line in examples:
+        parse(line)
+
+
 def test_there_are_commands_on_every_page() -> None:
     """A page whose commands are written in another way would not be checked."""
     for page in RUNBOOKS:
