@@ -13,7 +13,9 @@ import click
 import orjson
 import pytest
 
+from ops.chaos.run import CONVERGE_S
 from ops.cli import main
+from tests.sim.keepers import LONGEST_RECOVERY_S
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = sorted((ROOT / "ops" / "runbooks").glob("*.md"))
@@ -191,6 +193,37 @@ def test_every_promise_has_evidence_that_is_there() -> None:
             if test:
                 defined = re.search(rf"^\s*(?:def|class) {test}\b", (ROOT / path).read_text(), re.MULTILINE)
                 assert defined, f"{name}: there is no {test} in {path}"
+
+
+def test_the_bound_of_p6_is_the_one_that_is_tested() -> None:
+    """An operator would wait for less, or longer, than what was shown."""
+    promised = re.split(r"^## ", PROMISES.read_text(), flags=re.MULTILINE)[6]
+
+    assert promised.startswith("P6 ")
+    assert f"Within {LONGEST_RECOVERY_S:g} s" in promised
+    assert f"allows {CONVERGE_S:g} s" in promised
+
+
+# --- the map
+
+
+def test_the_map_shows_every_folder() -> None:
+    """A folder that is not on it is found by nobody, or made a second time."""
+    shown = re.findall(
+        r"^    (ops|tests)/ ((?:.+\n)(?: {17}.+\n)*)", (ROOT / "ops" / "ARCHITECTURE.md").read_text(), re.MULTILINE
+    )
+
+    assert [name for name, _ in shown] == ["ops", "tests"]
+    for name, text in shown:
+        folders = {each.name for each in (ROOT / name).iterdir() if each.is_dir() and not each.name.startswith("_")}
+        folders -= {each for each in folders if each.startswith(".")}
+        assert folders <= set(re.findall(r"[a-z]+", text)), f"ops/ARCHITECTURE.md does not show all of {name}/"
+
+
+def test_a_decision_has_the_number_of_its_file() -> None:
+    """Two decisions would be called by one number."""
+    for note in (ROOT / "ops" / "decisions").glob("*.md"):
+        assert note.read_text().startswith(f"# {note.name[:4]} "), note.name
 
 
 # --- dashboards
