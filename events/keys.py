@@ -15,6 +15,8 @@ from events.limits import NAME_LENGTH_MAX
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+/-]*\Z")
 
+KEEPER: Final = "keeper"
+"""Who writes what the keeper appends; no engine may have this name."""
 HEAD_POSITION: Final = "position"
 HEAD_COMMIT: Final = "commit"
 HEAD_LAYOUT: Final = "layout"
@@ -39,6 +41,13 @@ def checked_name(value: object, what: str) -> str:
             "that begin with a letter, digit or underscore"
         )
     return value
+
+
+def checked_engine(value: object) -> str:
+    """`checked_name` of an engine; the keeper's name is no engine's, for an engine's session would fence the keeper off."""
+    if value == KEEPER:
+        raise InvalidInput(f"engine name {KEEPER!r} is the keeper's: give the engine another one")
+    return checked_name(value, "engine name")
 
 
 @attrs.frozen

@@ -60,6 +60,9 @@ SNAPSHOT_MARGIN: Final = 1_000
 SNAPSHOT_PIECE_BYTES: Final = 1 << 20
 """A snapshot is stored and read in pieces of this size, so that the server serves others in between."""
 
+SNAPSHOT_LOOKS_MAX: Final = 4
+"""How often a replica looks for snapshots again when those it was about to read were replaced meanwhile."""
+
 SNAPSHOT_BYTES_MAX: Final = 512 << 20
 """A Redis string holds no more. 1 M blocks take 20 MB."""
 
@@ -67,6 +70,9 @@ SNAPSHOT_BYTES_MAX: Final = 512 << 20
 
 SNAPSHOT_AGE_S: Final = 600.0
 """A snapshot older than this is replaced if anything has happened since: a quiet index restarts fast, too."""
+
+SNAPSHOT_RETRY_S: Final = 10.0
+"""Wait before a snapshot that did not come about is tried again; doubled each time, up to the age of one."""
 
 SNAPSHOT_UPLOAD_TTL_S: Final = 600.0
 """A blob that nobody published runs out: its keeper died on the way."""

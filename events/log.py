@@ -214,8 +214,11 @@ class EventLog:
             )
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.read, after, count)
 
-    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
-        return Snapshots(self._transport.snapshots, sleep=self._sleep).stored()
+    def snapshots(self) -> tuple[SnapshotPointer, ...]:
+        return Snapshots(self._transport.snapshots, sleep=self._sleep).pointers()
+
+    def fetch(self, pointer: SnapshotPointer) -> bytes:
+        return Snapshots(self._transport.snapshots, sleep=self._sleep).fetch(pointer)
 
     def alarm(self, message: str) -> None:
         _LOGGER.error("index %s: %s", self._index, message)

@@ -167,7 +167,7 @@ class MemoryTransport:
 
     def note_loss(self, base: Base) -> None:
         with self._mutex:
-            if self.position:
+            if base.commit_id:
                 self._lost = base.commit_id
 
     def keep(self, token: str, ttl_s: float) -> bool:
@@ -187,7 +187,7 @@ class MemoryTransport:
 
     def closed_for(self) -> float:
         """Seconds until the log is open in this life of the server. For who holds `changed`."""
-        if not self.position or (self._let_in == self.life and self._opens_at >= 0):
+        if not (self.position or self._lost) or (self._let_in == self.life and self._opens_at >= 0):
             return 0.0
         if self._opens_at < 0:
             self._opens_at = self._clock() + limits.BARRIER_S

@@ -36,6 +36,10 @@ class MemorySnapshots:
             stored.extend(bytes(max(0, start - len(stored))))
             stored[start : start + len(piece)] = piece
 
+    def discard(self, blob: str) -> None:
+        with self._log.changed:
+            self.blobs.pop(blob, None)
+
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
         with self._log.changed:
             if not self._log.position or not self._log.continues(Base(pointer.position, pointer.commit_id)):

@@ -306,8 +306,12 @@ class Log(Protocol):
         """Entries above `after`, at most `limit` (default `limits.READ_PAGE`). The first may not be the next: trimmed."""
         ...
 
-    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
-        """Stored snapshots with their bytes, the newest first; fetched one by one."""
+    def snapshots(self) -> tuple[SnapshotPointer, ...]:
+        """Where the stored snapshots are, the newest first."""
+        ...
+
+    def fetch(self, pointer: SnapshotPointer) -> bytes:
+        """The bytes of a stored snapshot; fewer than its size if it has been replaced or damaged."""
         ...
 
     def alarm(self, message: str) -> None:

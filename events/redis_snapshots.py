@@ -54,6 +54,12 @@ class RedisSnapshots:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
 
+    def discard(self, blob: str) -> None:
+        try:
+            self._client.delete(self._keys.blob(blob))
+        except (RedisError, OSError) as error:
+            raise clients.unavailable(error) from error
+
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
         blobs = [each.blob for each in seen]
         current, previous = (*blobs, "", "")[:2]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import attrs
 
@@ -28,11 +28,6 @@ class Snapshots:
     def pointers(self) -> tuple[SnapshotPointer, ...]:
         """The newest first, at most two."""
         return retrying(limits.READ_DEADLINE_S, self._sleep)(self._transport.pointers)
-
-    def stored(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
-        """Pointers with their bytes, the newest first; fetched when asked for."""
-        for pointer in self.pointers():
-            yield pointer, self.fetch(pointer)
 
     def fetch(self, pointer: SnapshotPointer) -> bytes:
         """The bytes of a snapshot; fewer than its size if the blob is gone or cut, which its checksum shows."""
@@ -55,6 +50,10 @@ class Snapshots:
                 self._transport.store, blob, start, piece, limits.SNAPSHOT_UPLOAD_TTL_S
             )
         return attrs.evolve(pointer, blob=blob, size=len(data))
+
+    def discard(self, pointer: SnapshotPointer) -> None:
+        """Forget an uploaded snapshot that was not published."""
+        retrying(limits.APPEND_DEADLINE_S, self._sleep)(self._transport.discard, pointer.blob)
 
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...]) -> PublishReply:
         """Make an uploaded snapshot the newest, if the pointers are still those `seen`; trims the log behind it."""

@@ -49,6 +49,10 @@ class SnapshotTransport(Protocol):
         """Write a piece of a blob that nobody uses yet, and that runs out unless it is published."""
         ...
 
+    def discard(self, blob: str) -> None:
+        """Delete a blob that was stored and not published."""
+        ...
+
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
         """Make `pointer` the newest and trim the log, if the pointers are still those `seen`."""
         ...

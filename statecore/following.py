@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from events import limits
 from events.errors import CorruptState, InvalidInput
-from events.limits import LEASE_EVERY_S
 from events.ports import Entry, Log
 from statecore.life import Life
 from statecore.outcomes import Outcomes
@@ -58,7 +58,7 @@ class Following:
     # --- the log goes on --------------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Read the log to its end; returns the position."""
+        """Read the log to its end, as it was at some moment of this call; returns the position."""
         with self._turn:
             if self._step is not None:
                 raise InvalidInput("a step in progress rests on the position it began at; refresh outside of it")
@@ -68,9 +68,12 @@ class Following:
             with self._ending_if_corrupt():
                 if not self._replica.state.position:
                     self._start_from(restored(self._log))
-                while entries := self._news():
+                while True:
+                    entries = self._news()
                     with self._guard:
                         self._apply(entries)
+                    if len(entries) < limits.READ_PAGE:
+                        break
                 base = self._replica.base
                 if not self._log.continues(base):
                     raise rolled_back(base.position, base.commit_id, found="")
@@ -183,7 +186,7 @@ class Following:
                 self._turn.release()
             if not known.under_way:
                 return known
-            self._log.wait(after, min(left, LEASE_EVERY_S))  # no entry tells that this life is over
+            self._log.wait(after, min(left, limits.LEASE_EVERY_S))  # no entry tells that this life is over
         return self.transfer(transfer)
 
     def _look_again_for_news(self) -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from events.errors import InvalidInput
 from events.facts import BLOCK_HASH_BYTES
-from events.keys import checked_name
+from events.keys import checked_engine, checked_name
 from events.limits import BLOCK_SIZE_MAX, POOL_BLOCKS_MAX, REASON_LENGTH_MAX
 from events.ports import Connection
 from statecore import commands, door
@@ -88,7 +88,7 @@ class CacheIndex(IndexUpkeep):
             CorruptState: the log cannot be read.
         """
         self.name = checked_name(name, "index name")
-        self.engine = checked_name(engine, "engine name")
+        self.engine = checked_engine(engine)
         self.gpu_pool = f"gpu:{engine}" if gpu_pool is None else checked_name(gpu_pool, "pool name")
         self.block_size = door.whole(block_size, "block_size", least=1, most=BLOCK_SIZE_MAX)
         if gpu_blocks is not None:

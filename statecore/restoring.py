@@ -6,6 +6,9 @@ still give the state. One that a newer release wrote is no damage: it is told, a
 
 from __future__ import annotations
 
+import itertools
+
+from events import limits
 from events.errors import CorruptState, NewerSchema, RolledBack
 from events.ports import Log, SnapshotPointer
 from statecore import snapshot
@@ -19,14 +22,28 @@ def restored(log: Log) -> Replica | None:
         NewerSchema: a newer release wrote it.
         Unavailable: the log cannot be reached.
     """
-    for pointer, data in log.snapshots():
+    pointers = log.snapshots()
+    for look in itertools.count(1):
+        replica, damage = _newest_whole(log, pointers)
+        seen, pointers = pointers, log.snapshots() if damage else pointers
+        if pointers == seen or look == limits.SNAPSHOT_LOOKS_MAX:  # else what we were reading was replaced meanwhile
+            for message in damage:
+                log.alarm(message)
+            return replica
+    raise AssertionError("unreachable")
+
+
+def _newest_whole(log: Log, pointers: tuple[SnapshotPointer, ...]) -> tuple[Replica | None, list[str]]:
+    """And what is wrong with those that are newer."""
+    damage: list[str] = []
+    for pointer in pointers:
         try:
-            return of_snapshot(pointer, data)
+            return of_snapshot(pointer, log.fetch(pointer)), damage
         except NewerSchema:
             raise
         except CorruptState as error:
-            log.alarm(f"the snapshot at position {pointer.position} is not used: {error}")
-    return None
+            damage.append(f"the snapshot at position {pointer.position} is not used: {error}")
+    return None, damage
 
 
 def of_snapshot(pointer: SnapshotPointer, data: bytes) -> Replica:
@@ -45,7 +62,8 @@ def of_snapshot(pointer: SnapshotPointer, data: bytes) -> Replica:
 
 
 def up_to_date(log: Log, replica: Replica | None = None) -> Replica:
-    """A replica at the end of the log: `replica`, read on, or another one where the log has been trimmed meanwhile.
+    """A replica at the end of the log: `replica`, read on, or another one where the log has been trimmed meanwhile. What
+    is appended while it reads may be missing, so it ends however fast others append.
 
     Raises:
         CorruptState: the log cannot be read, or neither it nor a snapshot has what is missing.
@@ -63,7 +81,7 @@ def up_to_date(log: Log, replica: Replica | None = None) -> Replica:
             replica = newer
             continue
         replica.apply_all(entries)
-        if not entries:
+        if len(entries) < limits.READ_PAGE:
             if not log.continues(replica.base):
                 if known is None:
                     return up_to_date(log, Replica())  # rolled back while we read

@@ -13,7 +13,7 @@ import attrs
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from events.errors import InvalidInput
-from workers.keeper import Totals
+from workers.keeper_totals import Totals
 from workers.prometheus import ADDRESS
 
 _HELP: Final = {
@@ -29,6 +29,7 @@ _HELP: Final = {
     "snapshot_position": "Position of the newest snapshot",
     "snapshot_bytes": "Bytes of the newest snapshot",
     "snapshot_s": "Seconds the last snapshot took",
+    "snapshot_sound": "1 while the newest snapshot gave its state back when it was last read, else 0",
     "first_kept": "First position the log is to keep",
     "rolled_back": "Times the log was found rolled back",
     "unavailable": "Turns in which the server was away",

@@ -14,8 +14,9 @@ import time
 from events import connect, limits
 from events.errors import CorruptState, InvalidInput, StateCoreError
 from events.keys import checked_name
-from workers.keeper import Keeper, KeeperSettings, Totals
+from workers.keeper import Keeper
 from workers.keeper_metrics import KeeperMetrics
+from workers.keeper_totals import KeeperSettings, Totals
 from workers.log_lines import LogLines, Say
 
 _BROKEN, _NOT_DONE = 1, 2

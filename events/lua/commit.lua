@@ -61,7 +61,7 @@ end
 
 local standing, found = continuity(log, known, base, ARGV[5])
 if standing == 'diverged' then
-  note_loss(head, known, ARGV[5])
+  note_loss(log, head, known, ARGV[5])
   return {'diverged', ARGV[4], found}
 end
 if closed_ms then

@@ -8,9 +8,13 @@ local function id(number)
 end
 
 -- Somebody knew an end of this history that is gone. Until a commit has given up what its writers may have overwritten
--- (decision 0016), no other commit is taken. `known`: position, commit, layout, life, opening, lost, forgot of the head.
-local function note_loss(head, known, commit)
-  if known[1] and known[6] ~= commit then
+-- (decision 0016), no other commit is taken. A log that lost everything is closed from here on, too: its server may be a new
+-- one, and no position in it says so. `known`: position, commit, layout, life, opening, lost, forgot of the head.
+local function note_loss(log, head, known, commit)
+  if commit == '' or known[6] == commit then
+    return
+  end
+  if known[1] or redis.call('EXISTS', log) == 0 then -- a head that was deleted is no loss: nothing is begun over its log
     redis.call('HSET', head, 'lost', commit)
   end
 end

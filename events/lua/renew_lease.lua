@@ -29,7 +29,7 @@ if standing ~= 'diverged' and lowest and tonumber(ARGV[3]) > tonumber(lowest) th
   standing, found = 'diverged', '' -- a life that began in a history that is gone; its base may be too old to tell
 end
 if standing == 'diverged' then
-  note_loss(KEYS[2], known, ARGV[5])
+  note_loss(KEYS[1], KEYS[2], known, ARGV[5])
   return {'diverged', ARGV[4], found}
 end
 redis.call('SET', KEYS[5], ARGV[3], 'PX', ARGV[7])

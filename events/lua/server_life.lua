@@ -17,11 +17,14 @@ local function server_life()
   return at and string.match(info, '%w+', at + 7) or ''
 end
 
--- Milliseconds until the log opens; nil when it is open. `known`: position, commit, layout, life, opening of the head.
+-- Milliseconds until the log opens; nil when it is open. `known`: position, commit, layout, life, opening, lost of the head.
 local function closed_for(head, closed, known, life, barrier_ms)
+  if life == '' then
+    return nil -- a server of one life
+  end
   local last = known[5] or known[4] -- the last life that anybody met here
-  if not known[1] or (known[4] == life and last == life) then
-    return nil -- nothing is in it yet, or this life has been let in
+  if not (known[1] or known[6]) or (known[4] == life and last == life) then
+    return nil -- nothing is in it and nobody has told of what was, or this life has been let in
   end
   if last ~= life then
     redis.call('HSET', head, 'opening', life, 'life', '') -- also one that was let in before, and comes back after another

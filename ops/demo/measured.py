@@ -70,8 +70,11 @@ class MeasuredLog:
     def head(self) -> Head:
         return self._log.head()
 
-    def snapshots(self) -> Iterator[tuple[SnapshotPointer, bytes]]:
+    def snapshots(self) -> tuple[SnapshotPointer, ...]:
         return self._log.snapshots()
+
+    def fetch(self, pointer: SnapshotPointer) -> bytes:
+        return self._log.fetch(pointer)
 
     def alarm(self, message: str) -> None:
         self._log.alarm(message)

@@ -20,7 +20,8 @@ from statecore import CacheIndex, snapshot
 from statecore.replica import Replica
 from statecore.restoring import up_to_date
 from tests.cli.scenario import BLOCK_SIZE, POOL_BLOCKS, Story, complaint, rewrite, statecore, with_meta
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 AT: Final = 12
 READS: Final = f"has schema {SCHEMA + 1}, this release reads up to {SCHEMA}: upgrade statecore"

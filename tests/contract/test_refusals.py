@@ -108,8 +108,8 @@ def test_a_base_ahead_of_the_log(connection: LogConnection, index_name: str) -> 
 
     Given a log of 2, or none, when somebody at 3 appends, then Diverged: nothing is there.
     """
-    log = connection.log(index_name)
-    assert log.append(commit("x1", engine="x"), Base(3, "c3")) == Diverged(3, "")
+    empty, log = connection.log(f"{index_name}-empty"), connection.log(index_name)
+    assert empty.append(commit("x1", engine="x"), Base(3, "c3")) == Diverged(3, "")
 
     filled(log, 2)
 

@@ -134,6 +134,8 @@ class History:
 
     def _base(self) -> Base:
         chance, end = self._chance, len(self.known)
+        if not end:
+            return Base(0, "")  # whoever knows more than an empty log closes it, where a server has lives
         back = max(0, end - chance.randrange(8))
         position = chance.choice((end, end, end, back, back, chance.randrange(end + 1), end + chance.choice((0, 1))))
         base = Base(position, self.known[position - 1] if 0 < position <= end else "")

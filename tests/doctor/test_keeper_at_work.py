@@ -17,7 +17,8 @@ from ops.cli.starting import kept
 from statecore import CacheIndex
 from tests.cli.scenario import statecore
 from tests.doctor.given import examined
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 EVERY, MARGIN = 40, 10
 

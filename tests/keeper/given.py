@@ -14,7 +14,8 @@ from events.keeping import Keeping
 from events.ports import Connection, SnapshotPointer
 from events.transport import PublishReply
 from statecore import CacheIndex
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 BLOCK_SIZE = 4
 EVERY = 20
@@ -109,6 +110,9 @@ class MortalShelf:
     def upload(self, data: bytes, pointer: SnapshotPointer) -> SnapshotPointer:
         stored: SnapshotPointer = self._mortal("upload", lambda: self.inner.upload(data, pointer))
         return stored
+
+    def discard(self, pointer: SnapshotPointer) -> None:
+        self._mortal("discard", lambda: self.inner.discard(pointer))
 
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...]) -> PublishReply:
         reply: PublishReply = self._mortal("publish", lambda: self.inner.publish(pointer, seen))

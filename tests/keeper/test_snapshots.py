@@ -11,7 +11,7 @@ import pytest
 from events import connect, limits
 from events.errors import CorruptState
 from events.keys import IndexKeys
-from events.log import LogConnection
+from events.log import EventLog, LogConnection
 from events.memory import MemoryTransport
 from events.ports import SnapshotPointer
 from statecore import invariants, snapshot
@@ -29,7 +29,7 @@ from tests.keeper.given import (
     with_shelf,
     work,
 )
-from workers.keeper import KeeperSettings
+from workers.keeper_totals import KeeperSettings
 
 
 def fresh(connection: LogConnection, index: str) -> Replica:
@@ -256,6 +256,149 @@ def test_by_age(index_name: str) -> None:
     work(engine, 1, "again")
     keeper.turn()
     assert len(said.of("published")) == 2
+
+
+def test_a_clock_that_jumps_changes_nothing(index_name: str) -> None:
+    """A machine whose clock was put back a day would take no snapshot by age for a day; put forward, one at every turn.
+
+    Given a keeper whose wall clock jumps back and forth, then it goes on taking one each time its steady clock says so.
+    """
+    connection = connect("memory://")
+    engine = engine_of(connection, index_name)
+    clock, wall_ms = Clock(), [1_000_000_000]
+    settings = KeeperSettings(every=10_000, age_s=60)
+    keeper, said = keeper_of(connection, index_name, settings=settings, clock=clock, wall_ms=lambda: wall_ms[0])
+    keeper.turn()
+
+    for minute, jump_ms in enumerate((0, -86_400_000, 0, +172_800_000, 0, 0)):
+        wall_ms[0] += jump_ms
+        for part in range(4):
+            work(engine, 1, f"m{minute}-{part}-")
+            clock.now += 15
+            wall_ms[0] += 15_000
+            keeper.turn()
+
+    assert len(said.of("published")) == 6
+
+
+def test_one_that_is_damaged_is_replaced(connection: LogConnection, index_name: str) -> None:
+    """Otherwise every restart of a quiet index would have to pass over it, until the log has grown by thousands.
+
+    Given a keeper whose newest snapshot is damaged later, when the time has come to read it back, then the keeper says so,
+    and takes another one with the next commit.
+    """
+    engine = engine_of(connection, index_name)
+    clock = Clock()
+    keeper, said = keeper_of(connection, index_name, clock=clock, settings=KeeperSettings(every=EVERY, age_s=60.0))
+    work(engine, 10)
+    keeper.turn()
+    place = connection.keeping(index_name)
+    (pointer,) = place.shelf.pointers()
+    connection.backend.transport(index_name).snapshots.store(pointer.blob, 40, b"damage", ttl_s=600.0)
+
+    clock.now += 61
+    keeper.turn()
+    keeper.turn()
+
+    assert [each["position"] for each in said.of("damaged")] == [pointer.position]
+    assert (len(said.of("published")), keeper.totals.snapshot_sound) == (1, False)
+    work(engine, 1, "later")
+    keeper.turn()
+    assert (len(said.of("published")), keeper.totals.snapshot_sound) == (2, True)
+    assert fresh(connection, index_name).digest() == engine.digest()
+
+
+def test_one_that_does_not_come_about_fills_no_memory(redis_url: str, index_name: str) -> None:
+    """Twenty megabytes at every turn would fill the server within minutes (E-29).
+
+    Given a keeper whose snapshots are never sound, when it takes turn after turn, then it tries seldom, and keeps nothing
+    of what it stored; and when they are sound again, it publishes.
+    """
+    encode = snapshot.encode
+
+    def damaged(state: Any) -> bytes:
+        data = bytearray(encode(state))
+        data[len(data) // 2] ^= 1
+        return bytes(data)
+
+    with connect(redis_url) as connection:
+        engine = engine_of(connection, index_name)
+        work(engine, 10)
+        clock = Clock()
+        keeper, said = keeper_of(connection, index_name, clock=clock)
+        with mock.patch.object(snapshot, "encode", damaged):
+            for _ in range(200):
+                keeper.turn()
+                clock.now += 0.5
+
+        client: Any = connection.backend._client  # type: ignore[attr-defined]
+        assert 2 <= len(said.of("not_published")) <= 5
+        assert client.keys(f"kv:{{{index_name}}}:snapshot:*") == []
+
+        clock.now += 100
+        keeper.turn()
+        assert len(said.of("published")) == 1
+
+
+def test_a_replica_whose_snapshots_are_replaced_while_it_reads(connection: LogConnection, index_name: str) -> None:
+    """A process that was stopped for a moment would take a healthy index for damaged.
+
+    Given a replica behind the trim that has seen where the snapshots are, when both are replaced before it reads them, then
+    it reads the new ones, and nobody is alarmed.
+    """
+    idle = engine_of(connection, index_name, "idle")
+    idle.match("kept", [5] * 4)
+    busy = engine_of(connection, index_name, "busy")
+    keeper, _ = keeper_of(connection, index_name)
+    with small_margin():
+        for turn in range(4):
+            work(busy, 12, f"t{turn}-")
+            keeper.turn()
+        shelf = type(connection.backend.transport(index_name).snapshots)
+        looks = [0]
+
+        def pointers(self: Any, look: Any = shelf.pointers) -> Any:
+            found = look(self)
+            looks[0] += 1
+            if looks[0] == 1:
+                for turn in range(2):
+                    work(busy, 12, f"u{turn}-")
+                    keeper.turn()
+            return found
+
+        with mock.patch.object(shelf, "pointers", pointers), mock.patch.object(EventLog, "alarm") as alarm:
+            idle.allocate("kept", 1)
+
+    assert looks[0] > 1
+    assert not alarm.called
+    busy.refresh()
+    assert idle.digest() == busy.digest()
+
+
+def test_a_log_that_grows_while_it_is_read_is_read_to_an_end(connection: LogConnection, index_name: str) -> None:
+    """Otherwise no process could join a busy index, and its keeper would do nothing but read.
+
+    Given a log that grows by a commit with every read, when a process reads it to its end, then that comes, and it has all
+    that was there at the beginning.
+    """
+    engine = engine_of(connection, index_name)
+    work(engine, 3)
+    reader = engine_of(connection, index_name, "reader")
+    log = connection.log(index_name, follow=False)
+    before = engine.position
+    read, reads = EventLog.read_stored, [0]
+
+    def growing(self: EventLog, after: int, limit: int | None = None) -> Any:
+        if self is not engine._session._log and reads[0] < 100:
+            reads[0] += 1
+            engine.match(f"q{reads[0]}", [reads[0]] * 4)
+        return read(self, after, limit)
+
+    with mock.patch.object(EventLog, "read_stored", growing):
+        assert up_to_date(log).state.position >= before
+        assert reader.refresh() >= before
+
+    assert reads[0] < 10
 
 
 def test_a_replica_behind_the_trim_goes_on_in_the_same_life(connection: LogConnection, index_name: str) -> None:

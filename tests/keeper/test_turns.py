@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 
+import statecore.index
 from events import limits
+from events.errors import InvalidInput
 from events.facts import EngineLost, HistoryLost, PoolDropped
 from events.job_queue import JobDoorbell
 from events.keeping import Keeping
@@ -125,6 +128,27 @@ def test_an_engine_without_a_sign_of_life_is_declared_lost(place: Place) -> None
     with pytest.raises(SessionOver, match="no sign of life"):
         dead.allocate("r", 1)
     assert place.logs[0].head().position == position
+
+
+def test_the_keepers_name_is_no_engines(place: Place) -> None:
+    """An engine's session under that name would fence the keeper off: nobody would be declared lost any more.
+
+    Given an engine that wants to be called "keeper", then it is refused; and if one of an older release has joined all the
+    same, the keeper says that it can do nothing.
+    """
+    with pytest.raises(InvalidInput, match="'keeper' is the keeper's"):
+        place.engine("keeper")
+    with mock.patch.object(statecore.index, "checked_engine", lambda name: name):
+        place.engine("keeper")
+    place.engine("dead")
+    keeper, said = keeper_of(place, "x", clock=place.clock)
+
+    for _ in range(30):
+        place.clock.now += 0.5
+        keeper.turn()
+
+    assert keeper.totals.deposed == 0
+    assert "joined under the keeper's name" in str(said.of("refused")[0]["reason"])
 
 
 def test_memory_that_survives_is_not_forgotten(place: Place) -> None:

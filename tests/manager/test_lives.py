@@ -8,7 +8,8 @@ from statecore import SessionOver
 from statecore.commands import Depose
 from tests.keeper.given import Said
 from tests.manager.given import Place, cache, finish, must_be_sound, schedule, task
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 
 def test_a_scheduler_whose_engine_was_declared_lost_goes_on(place: Place) -> None:

@@ -15,7 +15,8 @@ from events import connect, limits
 from events.keys import IndexKeys
 from statecore import CacheIndex
 from tests.workers.fleet import GPU_BLOCKS, RANKS, WAIT_S, Fleet, prompt
-from workers.keeper import Keeper, KeeperSettings, Totals
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings, Totals
 from workers.launcher import launch_workers, stop_workers
 from workers.stores import StoreSettings
 

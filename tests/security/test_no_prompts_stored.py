@@ -20,7 +20,8 @@ from statecore.hashing import HashedTokens
 from tests.manager.given import Place, config, task
 from tests.security.everyday import hurried
 from tests.servers import RedisServer
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 FIRST: Final = 1_871_305_000
 TOKENS: Final = list(range(FIRST, FIRST + 96))

@@ -317,6 +317,9 @@ class FaultySnapshots:
 
         self._call("storing a blob", write)
 
+    def discard(self, blob: str) -> None:
+        self._call("discarding a blob", lambda: self._world.log.snapshots.discard(blob))
+
     def publish(self, pointer: SnapshotPointer, seen: tuple[SnapshotPointer, ...], margin: int) -> PublishReply:
         return self._call("publishing", lambda: self._world.shelf.publish(pointer, seen, margin))
 

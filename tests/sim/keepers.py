@@ -15,7 +15,8 @@ from events.snapshots import Snapshots
 from tests.sim.accounts import Intent
 from tests.sim.faults import FaultyTransport, log_over
 from tests.sim.job_faults import Died, FaultyJobs
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 if TYPE_CHECKING:
     from tests.sim.world import World

@@ -20,8 +20,8 @@ from events.transport import Published
 from statecore import administer
 from statecore.session import Session
 from tests.sim.planted import patches
-from workers.keeper import Keeper
 from workers.pulse import Pulse
+from workers.snapshotting import Snapshotting
 
 
 def _always_open(_: Any) -> float:
@@ -109,7 +109,7 @@ PLANTED_LIVES: Final[dict[str, Callable[[], Any]]] = {
     "the trim goes too far": patches((MemoryTransport, "trim", _one_too_far)),
     "the trim goes up to the newest snapshot": patches((MemorySnapshots, "publish", _margin_from_the_new_one)),
     "the pointer is moved to a blob that is not whole": patches((MemorySnapshots, "publish", _pointer_before_the_blob)),
-    "a snapshot is not read back": patches((Keeper, "_unsound", lambda *_: "")),
+    "a snapshot is not read back": patches((Snapshotting, "_unsound", lambda *_: "")),
     "a keeper on a vanished history publishes": patches((MemorySnapshots, "publish", _vanished_branch_publishes)),
     "a restored replica passes over the first entry of the tail": patches(
         (Session, "_start_from", _restored_without_its_tail)
