@@ -205,6 +205,10 @@ class Session(Following):
         """A commit may have taken long to be found out: it is in the log, and this life may be over all the same, or nobody
         may have heard of it for too long. What was given in it may belong to others by now; so the caller hears that.
         """
+        if any(
+            engine == self._join.engine and lowest > landed.commit.session for engine, lowest in landed.commit.fences
+        ):
+            return  # it ends this life itself
         try:
             verdict = self._log.standing()
         except Unavailable as error:

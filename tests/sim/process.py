@@ -337,8 +337,10 @@ class Process(Told):
             calm = lives == world.server.lives
             require(was_over or not calm or self.index.commits - commits == new(), "commits are counted", title)
         elif not succeeded and not resolving and not doubted and outcome != "OutcomeUnknown":
-            # A commit may take so long to land that the life ends meanwhile: then the caller hears of the end alone.
-            landed_and_over = outcome.startswith("SessionOver") and not self.alive_in_log()
+            # A commit may take so long to land that the life ends meanwhile, or that the log forgets: then the caller hears
+            # of that alone.
+            unheard = not self.alive_in_log() or "has forgotten what became" in outcome
+            landed_and_over = outcome.startswith("SessionOver") and unheard
             require(new() < commits_max + landed_and_over, "what was refused is not in the log", (title, outcome))
         if by_itself and self._life().end is None:
             world.marks["rejoined by itself"] += 1

@@ -15,7 +15,7 @@ from events.log import EventLog
 from events.memory import MemoryTransport
 from events.memory_jobs import MemoryJobs
 from events.ports import Appended, Base, Diverged, RawReply, Record, RenewReply
-from statecore import CacheIndex
+from statecore import CacheIndex, SessionOver
 from tests.jobs.given import commit
 from tests.sim.story import small_bounds
 
@@ -174,6 +174,22 @@ def test_a_commit_whose_life_nobody_can_vouch_for_is_not_worked_on() -> None:
     server.takes_s, server.deaf = 0.0, False
     assert mine.resolve()
     assert (mine.requests(), server.position) == (("r",), 2)
+
+
+def test_who_leaves_late_has_left() -> None:
+    """Given an engine whose last commit takes longer than its lease, when it has landed, then the engine has left, and
+    begins no next life by itself; else it would hear of its own fence, and take it for somebody else's.
+    """
+    server = Server()
+    mine = CacheIndex(Connected(server), name="i", engine="e0", gpu_blocks=8, block_size=1, rejoin_automatically=True)
+    server.takes_s = limits.LEASE_TTL_S * 2
+
+    mine.close()
+
+    for _ in range(2):
+        with pytest.raises(SessionOver):
+            mine.match("r", [1])
+    assert server.position == 2
 
 
 def test_who_closed_in_vain_asks_before_it_works_on() -> None:
