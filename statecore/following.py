@@ -107,6 +107,7 @@ class Following:
         if replica is not None:
             with self._guard:
                 self._replica = replica
+                self._outcomes.begin_at(replica.state)
                 self._life.notice(replica.state, ())
                 self._log.at(replica.base)
 

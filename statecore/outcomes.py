@@ -52,6 +52,13 @@ class Outcomes:
             elif isinstance(fact, EngineLeft | EngineLost):
                 self._sent = {sent: by for sent, by in self._sent.items() if sent[0] != fact.engine}
 
+    def begin_at(self, state: State) -> None:
+        """A snapshot's state: what is cancelled in it stays so when its workers report. It does not say why."""
+        cancelled = [each.id for each in state.transfers.values() if each.cancelled]
+        cancelled += [each.id for each in state.sends.values() if each.cancelled]
+        for transfer in cancelled:
+            self._end(TransferState(transfer, CANCELLED, "cancelled in a part of the log that is trimmed"))
+
     def of(self, transfer: str, replica: Replica) -> TransferState:
         """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
         ended = self._ended.get(transfer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from events.facts import PathReady, TransferCancelled, TransferFinished
 from events.limits import OUTCOMES_MAX
 from statecore.outcomes import Outcomes
-from statecore.results import TransferState
+from statecore.results import CANCELLED, DONE, TransferState
 from statecore.state import State
 
 
@@ -57,3 +59,21 @@ def test_the_oldest_are_forgotten_first() -> None:
         False,
     ]
     assert len(outcomes._ended) == OUTCOMES_MAX
+
+
+def test_what_was_cancelled_before_a_snapshot_stays_cancelled() -> None:
+    """Otherwise an engine that was behind the trim would be told that a swap-in is done whose blocks it has not.
+
+    Given a state in which a transfer is cancelled and another is not, when both finish, then the one was cancelled, the
+    other is done.
+    """
+    state = State()
+    for name, cancelled in (("a:1", True), ("a:2", False)):
+        transfer = mock.Mock(id=name, cancelled=cancelled)
+        state.transfers[name] = transfer
+    outcomes = Outcomes()
+    outcomes.begin_at(state)
+
+    outcomes.note([TransferFinished(name, ok=True, reason="") for name in ("a:1", "a:2")], state)
+
+    assert [outcomes.get(name).state for name in ("a:1", "a:2")] == [CANCELLED, DONE]  # type: ignore[union-attr]
