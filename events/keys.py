@@ -33,12 +33,17 @@ def checked_name(value: object, what: str) -> str:
     """Return `value` when it can be part of a key; raise `InvalidInput` naming it otherwise."""
     if not isinstance(value, str):
         raise InvalidInput(f"{what} must be a string, not {type(value).__name__}")
-    if len(value) > NAME_LENGTH_MAX or not _NAME.match(value):
+    if not is_name(value):
         raise InvalidInput(
             f"{what} {value[:140]!r} is not a name: 1 to {NAME_LENGTH_MAX} letters, digits or any of _ . : @ + / - "
             "that begin with a letter, digit or underscore"
         )
     return value
+
+
+def is_name(value: str) -> bool:
+    """Whether it can be part of a key."""
+    return len(value) <= NAME_LENGTH_MAX and _NAME.match(value) is not None
 
 
 @attrs.frozen
