@@ -22,6 +22,9 @@ HEAD_LIFE: Final = "life"
 HEAD_OPENING: Final = "opening"
 HEAD_LOST: Final = "lost"
 HEAD_FORGOT: Final = "forgot"
+HEAD_FIELDS: Final = (HEAD_POSITION, HEAD_COMMIT, HEAD_LAYOUT, HEAD_LIFE, HEAD_OPENING, HEAD_LOST, HEAD_FORGOT)
+"""All others are scopes."""
+
 ACKS_DONE: Final = "done"
 """Field of a transfer's acks that holds the position of its finish."""
 LAYOUT: Final = "2"
