@@ -59,6 +59,9 @@ _CODE: Final = re.compile(rf"(?:^|: -)({'|'.join(_REMEDIES)})\b")
 _PRIMARY_GONE: Final = frozenset({"The previous master is now a slave"})
 """How the client library words READONLY where Sentinels can name another primary."""
 
+_DAMAGED: Final = "DAMAGED "
+"""How our scripts begin to say where something stands that none of us wrote; see `lua/stored_number.lua`."""
+
 _PHRASES: Final = {
     "can't run this command": "NOPERM",
     "unauthenticated": "NOAUTH",
@@ -239,7 +242,7 @@ def other_layout(found: bytes, speaks: str) -> InvalidInput:
     begun = layout.partition(">")[0]
     newer = not (begun.isdecimal() and int(begun) < int(speaks))
     return InvalidInput(
-        f"the index has key layout {layout!r}, this release speaks {speaks!r}: "
+        f"the index has key layout {layout!r:.80}, this release speaks {speaks!r}: "
         + ("upgrade statecore" if newer else "stop what still runs of the old release, then run: statecore migrate")
     )
 
@@ -258,6 +261,10 @@ def _classified(error: Exception) -> Unavailable | CorruptState | None:
         return Unavailable(f"the primary has changed: wait ({text})")
     if text == "max number of clients reached":
         return Unavailable(f"the server has too many clients: raise maxclients ({text})")
+    if isinstance(error, ResponseError) and text.startswith(_DAMAGED):
+        return CorruptState(f"{text.removeprefix(_DAMAGED)}; none of us wrote it")
+    if isinstance(error, ResponseError) and "WRONGTYPE" in text:
+        return CorruptState(f"a key of the index is of another type than ours; statecore doctor says which ({text})")
     if isinstance(error, ResponseError):
         return CorruptState(f"the server refused a well-formed request: {text}")
     return None

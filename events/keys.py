@@ -24,6 +24,9 @@ HEAD_LIFE: Final = "life"
 HEAD_OPENING: Final = "opening"
 HEAD_LOST: Final = "lost"
 HEAD_FORGOT: Final = "forgot"
+HEAD_FIELDS: Final = (HEAD_POSITION, HEAD_COMMIT, HEAD_LAYOUT, HEAD_LIFE, HEAD_OPENING, HEAD_LOST, HEAD_FORGOT)
+"""All others are scopes."""
+
 ACKS_DONE: Final = "done"
 """Field of a transfer's acks that holds the position of its finish."""
 LAYOUT: Final = "2"
@@ -35,7 +38,7 @@ def checked_name(value: object, what: str) -> str:
     """Return `value` when it can be part of a key; raise `InvalidInput` naming it otherwise."""
     if not isinstance(value, str):
         raise InvalidInput(f"{what} must be a string, not {type(value).__name__}")
-    if len(value) > NAME_LENGTH_MAX or not _NAME.match(value):
+    if not is_name(value):
         raise InvalidInput(
             f"{what} {value[:140]!r} is not a name: 1 to {NAME_LENGTH_MAX} letters, digits or any of _ . : @ + / - "
             "that begin with a letter, digit or underscore"
@@ -48,6 +51,11 @@ def checked_engine(value: object) -> str:
     if value == KEEPER:
         raise InvalidInput(f"engine name {KEEPER!r} is the keeper's: give the engine another one")
     return checked_name(value, "engine name")
+
+
+def is_name(value: str) -> bool:
+    """Whether it can be part of a key."""
+    return len(value) <= NAME_LENGTH_MAX and _NAME.match(value) is not None
 
 
 @attrs.frozen

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 
 from events import limits
-from events.errors import StateCoreError
 from events.ports import Base, Diverged, Fenced, Renewed
 from events.transport import Transport
 
@@ -73,5 +72,5 @@ class Lease:
         while self._verdict is None and not self._closed.wait(limits.LEASE_EVERY_S):
             try:
                 self.renew()
-            except StateCoreError:
-                continue  # `standing` tells the engine, as soon as it matters
+            except Exception:  # whatever it is: a lease that nobody renews ends this life while its engine serves
+                continue  # `standing` asks by itself and tells the engine, as soon as it matters

@@ -160,8 +160,13 @@ class EventLog:
             missed = codec.decode_all(raw.missed)
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
         if isinstance(raw, Trimmed):
-            if not self.head().first:
+            head = self.head()
+            if not head.first:
                 raise CorruptState(f"the log holds no entry any more, and {base.position} is not its end: deleted")
+            if head.first <= base.position + 1:
+                raise CorruptState(
+                    f"an entry is missing, and the head is at {head.position}", position=base.position + 1
+                )
             return Trimmed(in_doubt=self._doubt is not None)
         try:
             missed = self._read_after(base.position)

@@ -34,14 +34,15 @@ from events.job_ports import (
     Seat,
 )
 from events.ports import Base, Job
+from events.redis_values import number, text
 from events.script import Script
 from events.stream_entry import meta_of
 
 Answer = TypeVar("Answer")
 
-_FINISH: Final = Script("finish_transfer", "server_life")
+_FINISH: Final = Script("finish_transfer", "server_life", "stored_number")
 _LOOK_UP: Final = Script("look_up_job", "server_life")
-_RING: Final = Script("ring_job", "continuity")
+_RING: Final = Script("ring_job", "continuity", "stored_number")
 _SIT: Final = Script("take_seat")
 _NO_GROUP: Final = ("NOGROUP", "The XGROUP subcommand requires the key")
 """The second is what fakeredis says where there is no stream either."""
@@ -77,7 +78,7 @@ class RedisJobs:
             )
             # Redis 7 names trimmed entries and forgets them; 6.2 moves them to our list, without id or fields.
             entries, trimmed = answer[1], answer[2] if len(answer) > 2 else ()
-            return Claimed(answer[0].decode(), len(entries), len(trimmed))
+            return Claimed(text(answer[0], "XAUTOCLAIM"), len(entries), len(trimmed))
 
         claimed = self._in_group(seat, claim)
         if claimed.cursor != BEGINNING:
@@ -145,11 +146,11 @@ class RedisJobs:
         answer = _attempt(lambda: _LOOK_UP.run(self._client, named, arguments))
         match bytes(answer[0]):
             case b"open":
-                return Looked(bytes(answer[2]) == b"1", bytes(answer[1]).decode())
+                return Looked(bytes(answer[2]) == b"1", text(answer[1], "look_up_job.lua"))
             case b"closed":
-                raise clients.closed(int(answer[1]) / 1000)
+                raise clients.closed(number(answer[1], self._keys.closed) / 1000)
             case b"lost":
-                raise clients.loss_in_the_way(bytes(answer[1]).decode())
+                raise clients.loss_in_the_way(text(answer[1], f"{self._keys.head}, {keys.HEAD_LOST}"))
             case _:
                 raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
 
@@ -168,7 +169,7 @@ class RedisJobs:
             keys.seat_field(seat.pool, seat.rank), report.token, report.life, *report.touches,
         )  # fmt: skip
         answer = _attempt(lambda: _FINISH.run(self._client, named, arguments))
-        return _reply(cast("Sequence[Any]", answer))
+        return _reply(cast("Sequence[Any]", answer), self._keys.acks(report.transfer))
 
     # --- ringing ----------------------------------------------------------------------------------------------------
 
@@ -263,12 +264,13 @@ def _attempt(call: Callable[[], Answer]) -> Answer:
         raise clients.unavailable(error) from error
 
 
-def _reply(answer: Sequence[Any]) -> RawReport:
+def _reply(answer: Sequence[Any], acks: str) -> RawReport:
     """The tagged array of finish_transfer.lua; its header lists the tags."""
     tag = bytes(answer[0]).decode()
     match tag:
         case "finished" | "duplicate":
-            return RawFinish(FINISHED if tag == "finished" else DUPLICATE, int(answer[1]), bool(answer[2]))
+            position = number(answer[1], f"{acks}, {keys.ACKS_DONE}")
+            return RawFinish(FINISHED if tag == "finished" else DUPLICATE, position, bool(answer[2]))
         case "reported":
             return RawFinish(REPORTED, 0, bool(answer[2]))
         case "gone":

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from events import client as clients
 from events import keys, limits
 from events.errors import CorruptState
+from events.redis_values import number, text
 from events.script import Script
 from migrations import layouts
 from migrations.move import Move
@@ -43,11 +44,12 @@ class RedisLayout:
         """Every engine there was, with the lowest session that may write."""
         try:
             fence = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.fence))
-            return {engine.decode(): int(session) for engine, session in sorted(fence.items())}
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
-        except ValueError as error:
-            raise CorruptState(f"{self._keys.fence} is not readable: {error}") from None
+        where = self._keys.fence
+        return {
+            text(engine, where): number(session, f"{where}, {engine!r}") for engine, session in sorted(fence.items())
+        }
 
     def carry_out(self, move: Move) -> str:
         """Do one move if the index is where it starts; the layout after it, or the one found instead."""

@@ -37,13 +37,14 @@ from events.ports import (
 from events.redis_jobs import RedisJobs
 from events.redis_layout import RedisLayout
 from events.redis_snapshots import RedisSnapshots
+from events.redis_values import number, text
 from events.script import Script
-from events.stream_entry import meta_of, stored_records
+from events.stream_entry import meta_of, position_in, stored_records
 from events.transport import Follower
 
-_COMMIT: Final = Script("commit", "server_life", "continuity")
+_COMMIT: Final = Script("commit", "server_life", "continuity", "stored_number")
 _KEEP: Final = Script("keep")
-_RENEW: Final = Script("renew_lease", "server_life", "continuity")
+_RENEW: Final = Script("renew_lease", "server_life", "continuity", "stored_number")
 
 
 class RedisTransport:
@@ -90,7 +91,7 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unknown(error, record.commit_id) from error
         try:
-            return _reply(answer)
+            return self._reply(answer)
         except (InvalidInput, Unavailable):
             raise
         except (TypeError, ValueError, IndexError) as error:
@@ -106,8 +107,9 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         if bytes(answer[0]) == b"renewed":
-            return Renewed(bytes(answer[1]).decode(), int(answer[2]) / 1000, bytes(answer[3]) == b"continued")
-        reply = _reply(answer)
+            opens_in_s = number(answer[2], "renew_lease.lua") / 1000
+            return Renewed(text(answer[1], "renew_lease.lua"), opens_in_s, bytes(answer[3]) == b"continued")
+        reply = self._reply(answer)
         assert isinstance(reply, Fenced | Diverged), f"renew_lease.lua answers {reply}"
         return reply
 
@@ -149,15 +151,21 @@ class RedisTransport:
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
         position, commit_id, layout, life, lost, forgot = known
-        if layout is not None and layout.decode() != keys.LAYOUT:
+        if layout is not None and layout != keys.LAYOUT.encode():
             raise clients.other_layout(layout, keys.LAYOUT)
         if position is None:
             if oldest:
                 raise CorruptState(f"{self._keys.log} has entries but {self._keys.head} is gone")
             return Head(0, "", first=0)
-        first = keys.position_of(oldest[0][0]) if oldest else 0
+        first = position_in(oldest[0][0]) if oldest else 0
         loss = b"" if lost is None or lost == forgot else lost
-        return Head(int(position), (commit_id or b"").decode(), first, (life or b"").decode(), loss.decode())
+        return Head(
+            number(position, self._field(keys.HEAD_POSITION)),
+            text(commit_id, self._field(keys.HEAD_COMMIT)),
+            first,
+            (life or b"").decode(errors="replace"),  # one that is no run id is another life, and closes the log as such
+            text(loss, self._field(keys.HEAD_LOST)),
+        )
 
     def wait(self, after: int, timeout_s: float) -> None:
         theirs = self._client.get_connection_kwargs().get("socket_timeout") or limits.SOCKET_TIMEOUT_S
@@ -172,6 +180,36 @@ class RedisTransport:
 
     def close(self) -> None:
         """Nothing of its own: the client belongs to the connection."""
+
+    def _field(self, name: str) -> str:
+        return f"{self._keys.head}, {name}"
+
+    def _reply(self, answer: Sequence[Any]) -> RawReply:
+        """The tagged array of commit.lua; its header lists the tags."""
+        tag = bytes(answer[0])
+        match tag:
+            case b"appended":
+                return RawAppended(int(answer[1]), stored_records(answer[2:]))
+            case b"conflicted":
+                return RawConflicted(bytes(answer[1]).decode(), stored_records(answer[2:]))
+            case b"behind":
+                return Behind(number(answer[1], self._field(keys.HEAD_POSITION)))
+            case b"fenced":
+                return Fenced(number(answer[1], self._keys.fence))
+            case b"trimmed":
+                return Trimmed()
+            case b"closed":
+                raise clients.closed(number(answer[1], self._keys.closed) / 1000)
+            case b"lost":
+                return LossInTheWay(text(answer[1], self._field(keys.HEAD_LOST)))
+            case b"alive":
+                return StillAlive(bytes(answer[1]).decode())
+            case b"diverged":
+                return Diverged(int(answer[1]), text(answer[2], f"{self._keys.log} or {self._field(keys.HEAD_COMMIT)}"))
+            case b"layout":
+                raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
+            case _:
+                raise ValueError(f"an answer this release does not know: {tag!r:.80}")
 
 
 class RedisBackend:
@@ -201,10 +239,11 @@ class RedisBackend:
         before, after = pattern.split("*")
         try:
             heads = list(self._client.scan_iter(match=pattern, count=1000, _type="hash"))
-            found = [key.decode() for key in heads if self._client.hexists(key, keys.HEAD_POSITION)]
+            found = [key.decode(errors="replace") for key in heads if self._client.hexists(key, keys.HEAD_POSITION)]
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
-        return tuple(sorted(key[len(before) : -len(after)] for key in found))
+        names = sorted(key[len(before) : -len(after)] for key in found)
+        return tuple(name for name in names if keys.is_name(name))
 
     def close(self) -> None:
         if self._owned:
@@ -213,34 +252,3 @@ class RedisBackend:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-# --- replies --------------------------------------------------------------------------------------------------------
-
-
-def _reply(answer: Sequence[Any]) -> RawReply:
-    """The tagged array of commit.lua; its header lists the tags."""
-    tag = bytes(answer[0])
-    match tag:
-        case b"appended":
-            return RawAppended(int(answer[1]), stored_records(answer[2:]))
-        case b"conflicted":
-            return RawConflicted(bytes(answer[1]).decode(), stored_records(answer[2:]))
-        case b"behind":
-            return Behind(int(answer[1]))
-        case b"fenced":
-            return Fenced(int(answer[1]))
-        case b"trimmed":
-            return Trimmed()
-        case b"closed":
-            raise clients.closed(int(answer[1]) / 1000)
-        case b"lost":
-            return LossInTheWay(bytes(answer[1]).decode())
-        case b"alive":
-            return StillAlive(bytes(answer[1]).decode())
-        case b"diverged":
-            return Diverged(int(answer[1]), bytes(answer[2]).decode())
-        case b"layout":
-            raise clients.other_layout(bytes(answer[1]), keys.LAYOUT)
-        case _:
-            raise ValueError(f"an answer this release does not know: {tag!r:.80}")

@@ -14,10 +14,11 @@ from events import client as clients
 from events import keys
 from events.errors import CorruptState
 from events.ports import SnapshotPointer
+from events.redis_values import number, text
 from events.script import Script
 from events.transport import NotPublished, Published, PublishReply
 
-_PUBLISH: Final = Script("publish_snapshot", "continuity")
+_PUBLISH: Final = Script("publish_snapshot", "continuity", "stored_number")
 _PLANT: Final = Script("plant_index", "server_life")
 _FIELDS: Final = ("position", "commit", "digest", "schema", "blob", "bytes", "at_ms")
 """Of the pointer, in the order of the script's arguments."""
@@ -31,13 +32,13 @@ class RedisSnapshots:
         self._keys = index
 
     def pointers(self) -> tuple[SnapshotPointer, ...]:
-        wanted = [*_FIELDS, *(f"previous_{field}" for field in _FIELDS)]
+        newest, previous = _FIELDS, tuple([f"previous_{field}" for field in _FIELDS])
         try:
-            found = cast("list[bytes | None]", self._client.hmget(self._keys.snapshot, wanted))
+            found = cast("list[bytes | None]", self._client.hmget(self._keys.snapshot, [*newest, *previous]))
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
-        both = (found[: len(_FIELDS)], found[len(_FIELDS) :])
-        return tuple([_pointer(fields) for fields in both if fields[0]])
+        both = ((newest, found[: len(newest)]), (previous, found[len(newest) :]))
+        return tuple([_pointer(self._keys.snapshot, names, values) for names, values in both if any(values)])
 
     def piece(self, blob: str, start: int, size: int) -> bytes:
         try:
@@ -103,11 +104,11 @@ def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
         case b"planted":
             return Published(pointer.position + 1)
         case b"taken":
-            return NotPublished(f"the index is not empty: its log is at position {int(answer[1])}")
+            return NotPublished(f"the index is not empty: its log is at position {text(answer[1], 'plant_index.lua')}")
         case b"moved":
-            if bytes(answer[1]).decode() == pointer.blob:
+            if bytes(answer[1]) == pointer.blob.encode():
                 return Published(0)  # this very call, whose first reply was lost
-            return NotPublished(f"another keeper published {bytes(answer[1]).decode()!r} meanwhile")
+            return NotPublished(f"another keeper published {text(answer[1], 'publish_snapshot.lua')!r} meanwhile")
         case b"incomplete":
             return NotPublished(f"the blob holds {int(answer[1])} of {pointer.size} bytes")
         case b"diverged":
@@ -118,9 +119,8 @@ def _reply(answer: Any, pointer: SnapshotPointer) -> PublishReply:
             raise CorruptState(f"publish_snapshot.lua gave an answer this release does not know: {tag!r:.80}")
 
 
-def _pointer(fields: list[bytes | None]) -> SnapshotPointer:
-    try:
-        position, commit, digest, schema, blob, size, at_ms = [(field or b"").decode("ascii") for field in fields]
-        return SnapshotPointer(int(position), commit, digest, int(schema), blob, int(size), int(at_ms))
-    except ValueError as error:
-        raise CorruptState(f"the pointer to the snapshots is not readable: {error}") from None
+def _pointer(key: str, names: tuple[str, ...], values: list[bytes | None]) -> SnapshotPointer:
+    position, commit, digest, schema, blob, size, at_ms = zip(values, [f"{key}, {name}" for name in names], strict=True)
+    return SnapshotPointer(
+        number(*position), text(*commit), text(*digest), number(*schema), text(*blob), number(*size), number(*at_ms)
+    )

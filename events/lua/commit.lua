@@ -1,5 +1,5 @@
 -- commit.lua: append one commit to the log of one index, or refuse and say why. Checks everything, then writes.
--- Needs server_life.lua and continuity.lua in front of it.
+-- Needs server_life.lua, continuity.lua and stored_number.lua in front of it.
 --
 -- KEYS  1 log     stream  entry id <position>-0
 --       2 head    hash    position, commit (id of the last one), layout, life and opening (see server_life.lua), lost and
@@ -44,9 +44,12 @@ local log, head, fence, closed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local engine, session, base = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local known = redis.call('HMGET', head, 'position', 'commit', 'layout', 'life', 'opening', 'lost', 'forgot')
-local position = tonumber(known[1] or '0')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
+end
+local position, damage = stored_number(known[1] or '0', head, 'position')
+if not position then
+  return damage
 end
 local life, refused = server_life()
 if not life then
@@ -54,9 +57,13 @@ if not life then
 end
 local closed_ms = closed_for(head, closed, known, life, ARGV[11])
 
-local lowest = redis.call('HGET', fence, engine)
-if lowest and session < tonumber(lowest) then
-  return {'fenced', lowest}
+local stored = redis.call('HGET', fence, engine)
+local lowest, garbled = stored_number(stored or '0', fence, engine)
+if not lowest then
+  return garbled
+end
+if session < lowest then
+  return {'fenced', stored}
 end
 
 local standing, found = continuity(log, known, base, ARGV[5])
@@ -108,7 +115,11 @@ if base < position then
   for from = 1, #checks, CHUNK do
     local versions = redis.call('HMGET', head, unpack(checks, from, math.min(from + CHUNK - 1, #checks)))
     for i = 1, #versions do
-      if versions[i] and tonumber(versions[i]) > base then
+      local version, unreadable = stored_number(versions[i] or '0', head, checks[from + i - 1])
+      if not version then
+        return unreadable
+      end
+      if version > base then
         return reply('conflicted', checks[from + i - 1])
       end
     end

@@ -1,6 +1,6 @@
 -- finish_transfer.lua: one rank reports a transfer. The last rank's report appends TransferFinished at whatever the head
 -- is and takes the job off the stream, in one step. Says what is missing otherwise. Checks everything, then writes.
--- Needs server_life.lua in front of it.
+-- Needs server_life.lua and stored_number.lua in front of it.
 --
 -- KEYS  1 log    stream  entry id <position>-0
 --       2 head   hash    as in commit.lua
@@ -42,6 +42,10 @@ local log, head, acks, jobs = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local known = redis.call('HMGET', head, 'position', 'commit', 'layout', 'life', 'opening', 'lost', 'forgot')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
+end
+local position, damage = stored_number(known[1] or '0', head, 'position')
+if not position then
+  return damage
 end
 local life, refused = server_life()
 if not life then
@@ -102,7 +106,7 @@ if outcome ~= ARGV[8] then
 end
 
 redis.call('HSET', head, 'layout', ARGV[1]) -- whether the log is open in this life, commits say
-local new = string.format('%.0f', tonumber(known[1]) + 1)
+local new = string.format('%.0f', position + 1)
 if not redis.call('XADD', log, 'NOMKSTREAM', new .. '-0',
     'previous', known[2] or '', 'meta', ARGV[10], 'body', ARGV[11], 'hashes', ARGV[12]) then
   redis.call('XDEL', jobs, ARGV[3])

@@ -1,5 +1,5 @@
 -- publish_snapshot.lua: let replicas start from a snapshot that is already stored, and trim what no one needs any more.
--- Needs continuity.lua in front of it.
+-- Needs continuity.lua and stored_number.lua in front of it.
 --
 -- KEYS  1 log    2 head, as in commit.lua
 --       3 snapshot  hash    the pointer: position, commit, digest, schema, blob, bytes, at_ms of the newest, and the same
@@ -27,13 +27,21 @@ local known = redis.call('HMGET', head, 'position', 'commit', 'layout')
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
 end
+local ends_at, damage = stored_number(known[1] or '0', head, 'position')
+if not ends_at then
+  return damage
+end
 local position = tonumber(ARGV[2])
 local standing, found = continuity(log, known, position, ARGV[3])
 if standing == 'diverged' or not known[1] then
   return {'diverged', ARGV[2], found or ''}
 end
 local current = redis.call('HMGET', pointer, 'blob', 'previous_blob', 'position')
-if (current[1] or '') ~= ARGV[9] or (current[2] or '') ~= ARGV[10] or (current[3] and tonumber(current[3]) >= position) then
+local newest, garbled = stored_number(current[3] or '0', pointer, 'position')
+if not newest then
+  return garbled
+end
+if (current[1] or '') ~= ARGV[9] or (current[2] or '') ~= ARGV[10] or (current[3] and newest >= position) then
   return {'moved', current[1] or ''}
 end
 local stored = redis.call('STRLEN', KEYS[4])
@@ -62,6 +70,6 @@ end
 if not current[3] then
   return {'published', '1'}
 end
-local keep = math.max(1, math.min(tonumber(current[3]) + 1, position - tonumber(ARGV[11]) + 1))
+local keep = math.max(1, math.min(newest + 1, position - tonumber(ARGV[11]) + 1))
 redis.call('XTRIM', log, 'MINID', id(keep))
 return {'published', string.format('%.0f', keep)}

@@ -1,5 +1,5 @@
 -- renew_lease.lua: an engine says that it is alive, and hears whether its life and its history still stand.
--- Needs server_life.lua and continuity.lua in front of it.
+-- Needs server_life.lua, continuity.lua and stored_number.lua in front of it.
 --
 -- KEYS  1 log    2 head    3 fence    4 closed, as in commit.lua    5 lease  string, runs out
 --
@@ -15,17 +15,25 @@ local known = redis.call('HMGET', KEYS[2], 'position', 'commit', 'layout', 'life
 if known[3] and known[3] ~= ARGV[1] then
   return {'layout', known[3]}
 end
+local position, damage = stored_number(known[1] or '0', KEYS[2], 'position')
+if not position then
+  return damage
+end
 local life, refused = server_life()
 if not life then
   return refused
 end
 local closed_ms = closed_for(KEYS[2], KEYS[4], known, life, ARGV[6])
-local lowest = redis.call('HGET', KEYS[3], ARGV[2])
-if lowest and tonumber(ARGV[3]) < tonumber(lowest) then
-  return {'fenced', lowest}
+local stored = redis.call('HGET', KEYS[3], ARGV[2])
+local lowest, garbled = stored_number(stored or ARGV[3], KEYS[3], ARGV[2])
+if not lowest then
+  return garbled
+end
+if tonumber(ARGV[3]) < lowest then
+  return {'fenced', stored}
 end
 local standing, found = continuity(KEYS[1], known, tonumber(ARGV[4]), ARGV[5])
-if standing ~= 'diverged' and lowest and tonumber(ARGV[3]) > tonumber(lowest) then
+if standing ~= 'diverged' and tonumber(ARGV[3]) > lowest then
   standing, found = 'diverged', '' -- a life that began in a history that is gone; its base may be too old to tell
 end
 if standing == 'diverged' then

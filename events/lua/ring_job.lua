@@ -1,5 +1,5 @@
 -- ring_job.lua: put the job of a transfer into its stream again, unless it is finished or rung already.
--- Needs continuity.lua in front of it.
+-- Needs continuity.lua and stored_number.lua in front of it.
 --
 -- KEYS  1 acks   hash    of this transfer, as in finish_transfer.lua; "rung" -> entry id of the last job put in here
 --       2 jobs   stream  of its GPU pool
@@ -13,6 +13,10 @@
 
 local acks, jobs = KEYS[1], KEYS[2]
 local head = redis.call('HMGET', KEYS[4], 'position', 'commit')
+local position, damage = stored_number(head[1] or '0', KEYS[4], 'position')
+if not position then
+  return damage
+end
 local standing = continuity(KEYS[3], head, tonumber(ARGV[3]), ARGV[4])
 if standing == 'diverged' or standing == 'trimmed' then
   return -1

@@ -41,7 +41,7 @@ end
 -- The commit of a lost end of the history that nobody has dealt with yet (see note_loss in continuity.lua); nil when there
 -- is none. `known`: position, commit, layout, life, opening, lost, forgot of the head.
 local function loss_in_the_way(known)
-  if known[6] and known[6] ~= known[7] then
+  if known[6] and known[6] ~= '' and known[6] ~= known[7] then
     return known[6]
   end
   return nil

@@ -17,9 +17,9 @@ SCRIPT_RATE: Final = 0.03
 OTHER_RATE: Final = 0.01
 """Share of commands that meet a fault: scripts are what changes something, all else is reads and heartbeats."""
 
-KINDS: Final = (Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.LATE, Fault.DELAY, Fault.HANG)
-WEIGHTS: Final = (30, 30, 20, 18, 2)
-"""Few hang: each costs a client its timeout of seconds, in which it does nothing that could go wrong."""
+KINDS: Final = (Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.LATE, Fault.DELAY, Fault.HANG, Fault.LATE_REPLY)
+WEIGHTS: Final = (30, 30, 20, 16, 2, 2)
+"""Few hang or are answered late: each costs a client its timeout of seconds, in which nothing can go wrong with it."""
 
 LATE_S: Final = 3.0
 DELAY_S: Final = 0.3

@@ -17,8 +17,13 @@ from typing import BinaryIO, Final
 
 import attrs
 
+from events import limits
+
 LOOPBACK: Final = "127.0.0.1"
 _CONNECT_TIMEOUT_S: Final = 10.0
+_LATE_REPLY: Final = 1.3
+"""Of the time that a client waits for a reply."""
+
 _THREADS_KEPT: Final = 256
 """Ended threads are forgotten from so many on: a chaos run opens thousands of connections."""
 
@@ -35,6 +40,8 @@ class Fault(enum.Enum):
     """The command disappears, the connection stays open: the client waits for its timeout."""
     LATE = "late request"
     """The connection breaks; the command reaches the server at the next `deliver`, on another connection."""
+    LATE_REPLY = "late reply"
+    """The server carries it out; its reply arrives when the client has given up waiting."""
     DELAY = "slow request"
     """The command waits for `delay_s` in front of the server."""
 
@@ -46,6 +53,7 @@ class _Link:
     client: socket.socket
     server: socket.socket
     swallow: bool = False
+    reply_late: bool = False
 
     def cut(self) -> None:
         for end in (self.client, self.server):
@@ -75,7 +83,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._threads: list[threading.Thread] = []
         self._mutex = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._listener = socket.create_server((LOOPBACK, 0), backlog=128)
         self._begin(self._accept)
 
@@ -96,6 +104,10 @@ class Proxy:
     def delay_s(self) -> float:
         """How long a slow request waits."""
         return 0.0
+
+    def late_reply_s(self) -> float:
+        """How long a late reply takes."""
+        return _LATE_REPLY * limits.SOCKET_TIMEOUT_S
 
     def heard(self, _reply: bytes) -> None:
         """The first bytes of a reply the server gave, whether or not anybody gets to see it."""
@@ -139,7 +151,7 @@ class Proxy:
         return reply
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self.cut()
@@ -175,7 +187,7 @@ class Proxy:
         return server
 
     def _accept(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 client, _ = self._listener.accept()
             except OSError:
@@ -195,7 +207,7 @@ class Proxy:
             self._links.add(link)
         replies = self._begin(self._pump_replies, link)
         with contextlib.suppress(OSError), client.makefile("rb") as requests:
-            while not self._closed and (request := _read_request(requests)) and self._pass_on(link, *request):
+            while not self._closed.is_set() and (request := _read_request(requests)) and self._pass_on(link, *request):
                 continue
         link.cut()
         replies.join()
@@ -222,6 +234,9 @@ class Proxy:
             case Fault.LOSE_REPLY:
                 link.swallow = True
                 link.server.sendall(request)
+            case Fault.LATE_REPLY:
+                link.reply_late = True
+                link.server.sendall(request)
             case Fault.DELAY:
                 time.sleep(self.delay_s())
                 link.server.sendall(request)
@@ -233,6 +248,9 @@ class Proxy:
                 self.heard(data)
                 if link.swallow:
                     break
+                if link.reply_late:
+                    link.reply_late = False
+                    self._closed.wait(self.late_reply_s())
                 link.client.sendall(data)
         link.cut()
 

@@ -277,7 +277,8 @@ def _header(path: Path, line: bytes) -> _Line:
         raise InvalidInput(
             f"{path} has format version {version}, this release reads versions {VERSION} and {VERSION_WITH_SNAPSHOTS}"
         )
-    if type(header.get("index")) is not str or min(_whole(header, "first"), _whole(header, "count")) < 0:
+    first, count = _whole(header, "first"), _whole(header, "count")
+    if type(header.get("index")) is not str or count < 0 or first < (1 if count else 0):
         raise CorruptState(f"{path} is damaged: its header lacks index, first or count")
     return header
 

@@ -22,8 +22,12 @@ from ops.cli.output import count, number, show, table, write_json
 from ops.cli.source import INDEX_VARIABLE, URL_VARIABLE, Where, source_options
 from ops.doctor import blocks, durability, engines, history, rights, server, snapshots, transfers
 from ops.doctor.finding import ERROR, OK, UNKNOWN, WARNING, Check, Finding
-from ops.doctor.patient import CannotTell, Patient, holder, servers
+from ops.doctor.patient import CannotTell, Damaged, Patient, holder, servers
 
+_RESTORE = (
+    "somebody else wrote it: keep a copy of the server's files, then restore the key from a replica or a backup; "
+    "runbook: ops/runbooks/divergence.md"
+)
 _COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red bold", UNKNOWN: "dim"}
 
 
@@ -80,7 +84,7 @@ class Section:
         return f"Server {self.server}" if self.index is None else f"Index {self.index!r}"
 
 
-def examined(connection: LogConnection, index: str | None) -> list[Section]:
+def examined(connection: LogConnection, named: str | None) -> list[Section]:
     """Every server of the connection, then the index, or every one."""
     found = []
     for name, client in servers(connection):
@@ -88,7 +92,7 @@ def examined(connection: LogConnection, index: str | None) -> list[Section]:
         patient.ask("PING")
         findings = [finding for check in _OF_SERVER for finding in run(check, patient)]
         found.append(Section(name, None, tuple(findings)))
-    for each in (index,) if index is not None else connection.indexes():
+    for each in (named,) if named is not None else connection.indexes():
         patient = Patient(connection, holder(connection, each), each)
         found.append(Section(connection.url, each, tuple(_of_index(patient))))
     return found
@@ -97,16 +101,16 @@ def examined(connection: LogConnection, index: str | None) -> list[Section]:
 def _of_index(patient: Patient) -> Iterator[Finding]:
     for check in _OF_INDEX:
         yield from run(check, patient)
-        if check is there and not _goes_on(patient):
+        if check is index and not _goes_on(patient):
             return
 
 
-def there(patient: Patient) -> Iterator[Finding]:
+def index(patient: Patient) -> Iterator[Finding]:
     """Whether there is such an index, in a layout that this release can read."""
+    entries = int(patient.ask("XLEN", patient.keys.log))
     if "position" in patient.head_fields:
         yield from history.layout(patient)
         return
-    entries = int(patient.ask("XLEN", patient.keys.log))
     words = f"its log has {number(entries)} entries, its head is gone" if entries else "no engine has joined it"
     remedy = (
         "runbook: ops/runbooks/redis-lost.md" if entries else "is the name right? Without --index all are looked at"
@@ -115,7 +119,7 @@ def there(patient: Patient) -> Iterator[Finding]:
 
 
 def _goes_on(patient: Patient) -> bool:
-    return all(finding.severity == OK for finding in run(there, patient))
+    return all(finding.severity == OK for finding in run(index, patient))
 
 
 def run(check: Check, patient: Patient) -> Iterator[Finding]:
@@ -126,12 +130,15 @@ def run(check: Check, patient: Patient) -> Iterator[Finding]:
         if isinstance(reason, Unavailable) and not reason.lasting:
             raise
         name = check.__name__.replace("_", " ")
+        if isinstance(reason, Damaged):
+            yield Finding(name, ERROR, str(reason), _RESTORE)
+            return
         yield Finding(name, UNKNOWN, f"cannot tell: {reason}")
 
 
 _OF_SERVER: tuple[Check, ...] = (*server.CHECKS, *durability.CHECKS, *rights.SERVER_CHECKS)
 _OF_INDEX: tuple[Check, ...] = (
-    *rights.CHECKS, there, *history.CHECKS, *snapshots.CHECKS, *engines.CHECKS, *transfers.CHECKS, *blocks.CHECKS
+    *rights.CHECKS, index, *history.CHECKS, *snapshots.CHECKS, *engines.CHECKS, *transfers.CHECKS, *blocks.CHECKS
 )  # fmt: skip
 
 

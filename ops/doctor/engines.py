@@ -65,17 +65,32 @@ def leases(patient: Patient) -> Iterator[Finding]:
 def _went_on(patient: Patient, engine: Engine) -> bool:
     """Whether its life ended, or the next began, since the log was read."""
     lowest = patient.ask("HGET", patient.keys.fence, engine.name)
-    return lowest is not None and int(lowest) > engine.session + (not engine.alive)
+    return lowest is not None and _session(lowest) > engine.session + (not engine.alive)
+
+
+def _session(lowest: bytes) -> int:
+    """-1: it is none."""
+    return int(lowest) if lowest.isdigit() and len(lowest) < 20 else -1
 
 
 def fences(patient: Patient) -> Iterator[Finding]:
-    """An old session may append nothing."""
-    found = {name.decode(): int(lowest) for name, lowest in patient.ask("HGETALL", patient.keys.fence).items()}
-    low = {
-        engine.name: (found.get(engine.name, 0), engine.session + (not engine.alive))
-        for engine in patient.state.engines.values()
-        if found.get(engine.name, 0) < engine.session + (not engine.alive)
-    }
+    """An old session may append nothing, and the one that the log knows may."""
+    stored = patient.ask("HGETALL", patient.keys.fence)
+    found = {name.decode(errors="replace"): _session(lowest) for name, lowest in stored.items()}
+    lowest = {engine.name: engine.session + (not engine.alive) for engine in patient.state.engines.values()}
+    low = {name: (found.get(name, 0), wanted) for name, wanted in lowest.items() if 0 <= found.get(name, 0) < wanted}
+    odd = {name for name, has in found.items() if has < 0 or (name in lowest and has > lowest[name])}
+    if odd and patient.source.head() != patient.head:
+        odd = {name for name in odd if found[name] < 0}  # somebody may have joined since the log was read
+    for name in sorted(odd):
+        wanted = lowest.get(name, 0)
+        has = stored.get(name.encode(), b"?")
+        yield Finding(
+            "fence",
+            ERROR,
+            f"engine {name!r}: sessions from {has!r:.80} on may append, by the log from {wanted} on: it can go on in none",
+            f"HSET {patient.keys.fence} {name} {wanted}, then find out who wrote it: only commits do",
+        )
     for name, (has, wanted) in sorted(low.items()):
         yield Finding(
             "fence",
@@ -83,7 +98,7 @@ def fences(patient: Patient) -> Iterator[Finding]:
             f"engine {name!r}: sessions from {has} on may append, from {wanted} on should",
             f"HSET {patient.keys.fence} {name} {wanted}, then find out what took it away: only commits write it",
         )
-    if not low:
+    if not low and not odd:
         yield Finding("fence", OK, f"holds for {count(len(found), 'engine')}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from events.errors import CorruptState, NewerSchema
-from events.keys import HEAD_LAYOUT, HEAD_LIFE, LAYOUT
+from events.keys import HEAD_FIELDS, HEAD_LAYOUT, HEAD_LIFE, LAYOUT
 from ops.cli.output import count, number
 from ops.cli.verify import require_head
 from ops.doctor.finding import ERROR, OK, WARNING, Finding, graded
@@ -25,6 +25,7 @@ def layout(patient: Patient) -> Iterator[Finding]:
 
 def open_now(patient: Patient) -> Iterator[Finding]:
     """Whether commits are taken."""
+    patient.ask("GET", patient.keys.closed)  # whatever it says: it is no key of another type
     known, left_ms = patient.head_fields.get(HEAD_LIFE, ""), int(patient.ask("PTTL", patient.keys.closed))
     try:
         life = str(patient.fact("run_id"))
@@ -52,6 +53,40 @@ def open_now(patient: Patient) -> Iterator[Finding]:
         else "open, and nobody has appended in this life of the server: the next one closes it for a while"
     )
     yield Finding("open", OK, words)
+
+
+def lost_end(patient: Patient) -> Iterator[Finding]:
+    """Whether somebody knew more of the history than the log holds, and what he knew is not given up yet."""
+    loss = patient.head.loss
+    acts = bool(loss) and int(patient.ask("PTTL", patient.keys.keeper)) > 0
+    yield graded(
+        "lost end",
+        bool(loss),
+        f"the log has lost its end up to commit {loss!r} and nobody has dealt with it: workers wait"
+        if loss
+        else "none",
+        "the keeper that acts does it at its next turn; look at its log if this stays"
+        if acts
+        else "start a keeper (statecore keeper), or let an engine commit; runbook: ops/runbooks/redis-lost.md",
+        WARNING if acts else ERROR,
+    )
+
+
+def versions(patient: Patient) -> Iterator[Finding]:
+    """What conflicts are found by: per scope the position that last touched it."""
+    found = patient.ask("HGETALL", patient.keys.head)
+    scopes = {name: value for name, value in found.items() if name.decode(errors="replace") not in HEAD_FIELDS}
+    end = patient.source.head().position
+    bad = sorted(name for name, value in scopes.items() if not (value.isdigit() and int(value[:20]) <= end))
+    for name in bad:
+        yield Finding(
+            "versions",
+            ERROR,
+            f"{patient.keys.head}, {name!r:.80}: {scopes[name]!r:.80} is no position of this log",
+            f"HSET {patient.keys.head} {name.decode(errors='replace')!r:.80} {end}: what was decided before, is again",
+        )
+    if not bad:
+        yield Finding("versions", OK, f"of {count(len(scopes), 'scope')}, none beyond the end")
 
 
 def links(patient: Patient) -> Iterator[Finding]:
@@ -90,4 +125,4 @@ def head(patient: Patient) -> Iterator[Finding]:
     yield Finding("head", OK, f"names commit {state.last_commit_id!r} at position {number(state.position)}")
 
 
-CHECKS: Final = (open_now, links, head)
+CHECKS: Final = (open_now, lost_end, versions, links, head)

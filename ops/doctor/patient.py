@@ -19,10 +19,11 @@ from events import client as clients
 from events.cluster_client import ClusterClient
 from events.errors import CorruptState, StateCoreError, Unavailable
 from events.facts import SendStarted, TransferFinished, TransferStarted
-from events.keys import IndexKeys
+from events.keys import HEAD_COMMIT, HEAD_FIELDS, HEAD_FORGOT, HEAD_LOST, HEAD_POSITION, IndexKeys
 from events.log import LogConnection
 from events.ports import Entry, Head, SnapshotPointer
 from events.redis_log import RedisBackend
+from events.redis_values import number, text
 from ops.cli.inspect.history import Event, watch_starts
 from ops.cli.replaying import replay, require_fenced
 from ops.cli.source import LiveSource, entries
@@ -36,6 +37,10 @@ T = TypeVar("T")
 
 class CannotTell(Exception):
     """Something may not be asked, or is not known here. The message says why."""
+
+
+class Damaged(CannotTell):
+    """What is there is none of ours. The message says where, and what."""
 
 
 @attrs.frozen
@@ -95,14 +100,16 @@ class Patient:
 
     def ask(self, command: str, *words: str | bytes | int) -> Any:
         """One command."""
-        return self.call(lambda: self.client.execute_command(command, *words), command)  # type: ignore[no-untyped-call]
+        what = f"{command} {words[0]!s}" if words else command
+        return self.call(lambda: self.client.execute_command(command, *words), what)  # type: ignore[no-untyped-call]
 
     def call(self, ask: Callable[[], T], command: str = "") -> T:
         """The same for a method of the client, which knows how to read the answer."""
         try:
             return ask()
         except ResponseError as error:
-            raise CannotTell(f"{command}: {error}" if command else str(error)) from error
+            refused = Damaged if "WRONGTYPE" in str(error) else CannotTell
+            raise refused(f"{command}: {error}" if command else str(error)) from error
         except (RedisError, OSError) as error:
             failure = clients.unavailable(error)
             if isinstance(failure, Unavailable) and failure.lasting:
@@ -146,9 +153,15 @@ class Patient:
     @cached_property
     def head_fields(self) -> Mapping[str, str]:
         """The hash as it is, of whatever layout."""
-        found = self.ask("HMGET", self.keys.head, "position", "commit", "layout", "life", "opening")
-        names = ("position", "commit", "layout", "life", "opening")
-        return {name: value.decode() for name, value in zip(names, found, strict=True) if value is not None}
+        found = dict(zip(HEAD_FIELDS, self.ask("HMGET", self.keys.head, *HEAD_FIELDS), strict=True))
+
+        def read() -> None:
+            number(0 if found[HEAD_POSITION] is None else found[HEAD_POSITION], f"{self.keys.head}, {HEAD_POSITION}")
+            for name in (HEAD_COMMIT, HEAD_LOST, HEAD_FORGOT):
+                text(found[name], f"{self.keys.head}, {name}")
+
+        self.told(read)
+        return {name: value.decode(errors="replace") for name, value in found.items() if value is not None}
 
     @cached_property
     def kept(self) -> Kept:
@@ -227,4 +240,4 @@ class Patient:
                 raise CannotTell(str(error)) from error
             raise
         except CorruptState as error:
-            raise CannotTell(str(error)) from error
+            raise Damaged(str(error)) from error

@@ -11,7 +11,7 @@ from events.ports import SnapshotPointer
 from ops.cli.output import number
 from ops.cli.starting import read
 from ops.doctor.finding import ERROR, OK, WARNING, Finding, graded
-from ops.doctor.patient import CannotTell, Patient
+from ops.doctor.patient import CannotTell, Damaged, Patient
 
 _START_KEEPER: Final = "start one: statecore keeper --url … --index …"
 _LATE: Final = 2
@@ -19,6 +19,7 @@ _LATE: Final = 2
 
 
 def keeper(patient: Patient) -> Iterator[Finding]:
+    patient.ask("GET", patient.keys.keeper)  # whatever it says: it is no key of another type
     left_ms = int(patient.ask("PTTL", patient.keys.keeper))
     if left_ms == -1:
         yield Finding(
@@ -42,8 +43,9 @@ def keeper(patient: Patient) -> Iterator[Finding]:
 def pointer(patient: Patient) -> Iterator[Finding]:
     """Whether it names snapshots in a way that can be read."""
     try:
+        patient.ask("HMGET", patient.keys.snapshot, "position")
         found = patient.source.pointers()
-    except CorruptState as error:
+    except (CorruptState, Damaged) as error:
         yield Finding(
             "snapshot pointer",
             ERROR,

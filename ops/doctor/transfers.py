@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from events.keys import ACKS_DONE
+from events.keys import ACKS_DONE, is_name
 from events.limits import HEARTBEAT_TTL_S, JOB_IDLE_S, RING_EVERY_S
 from ops.cli.output import count, number
 from ops.cli.transfers import TransferSummary, summarise_transfers
@@ -52,12 +52,13 @@ def _judged(patient: Patient, transfer: TransferSummary) -> Iterator[Finding]:
     what = f"transfer {transfer.transfer}"
     known = f"{transfer.kind.replace('_', ' ')} of {count(transfer.blocks, 'block')}, {transfer.state}, {age}"
     if ACKS_DONE in reported:
-        if patient.head.position < int(reported[ACKS_DONE]) <= patient.source.head().position:
+        done = reported[ACKS_DONE]
+        if done.isdecimal() and patient.head.position < int(done[:20]) <= patient.source.head().position:
             return  # it ended since the log was read
         yield Finding(
             what,
             ERROR,
-            f"{known}: its acknowledgements say that it finished at position {reported[ACKS_DONE]}, the log does not",
+            f"{known}: its acknowledgements say that it finished at position {done:.80}, the log does not",
             "the log was rolled back: runbook: ops/runbooks/redis-lost.md",
         )
         return
@@ -99,10 +100,22 @@ def _age(patient: Patient, transfer: TransferSummary) -> tuple[str, bool]:
 
 def seats(patient: Patient) -> Iterator[Finding]:
     """Every seat somebody ever took: does he still sit there?"""
-    taken = {field.decode(): token.decode() for field, token in patient.ask("HGETALL", patient.keys.seats).items()}
+    taken = {
+        field.decode(errors="replace"): token.decode(errors="replace")
+        for field, token in patient.ask("HGETALL", patient.keys.seats).items()
+    }
     sound = True
     for field, token in sorted(taken.items()):
         rank, _, pool = field.partition(":")
+        if not (rank.isdecimal() and len(rank) < 10 and is_name(pool)):
+            sound = False
+            yield Finding(
+                "worker",
+                ERROR,
+                f"{patient.keys.seats}, {field!r:.80}: that is no rank of a pool",
+                f"HDEL {patient.keys.seats} {field!r:.80}, then find out who wrote it: only workers of ours do",
+            )
+            continue
         beat = patient.ask("GET", patient.keys.worker(pool, int(rank)))
         if beat is None:
             sound = False
@@ -117,7 +130,7 @@ def seats(patient: Patient) -> Iterator[Finding]:
             yield Finding(
                 "worker",
                 ERROR,
-                f"rank {rank} of pool {pool!r}: life {_life_of(beat)!r} gives signs of life, {token!r} has the seat",
+                f"rank {rank} of pool {pool!r}: life {_life_of(beat)!r:.80} gives signs of life, {token!r:.80} has the seat",
                 "two workers of one rank: stop the one that does not have the seat",
             )
     if sound:
@@ -171,12 +184,13 @@ def gpu_pool(transfer: TransferSummary) -> str:
 
 def jobs_of(patient: Patient, pool: str) -> frozenset[str]:
     """Transfers that have a job in the stream of a pool."""
+    patient.ask("XLEN", patient.keys.jobs(pool))
     return patient.told(lambda: patient.connection.doorbell(patient.keys.name).ringing(pool))
 
 
 def _reports(patient: Patient, transfer: str) -> Mapping[str, str]:
     found = patient.ask("HGETALL", patient.keys.acks(transfer))
-    return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
 
 
 def _heartbeats(patient: Patient, pool: str, ranks: int) -> list[bytes | None]:

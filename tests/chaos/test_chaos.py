@@ -23,7 +23,7 @@ from ops.reliability.results import ChaosResult, read
 from workers.segment_header import index_prefix, lock_prefix
 from workers.shared_memory import SHARED_FOLDER
 
-SECONDS = 24
+SECONDS = 30
 COMMITS, NETWORK, KILLS = 300, 40, 5
 COMMAND = (
     *("-m", "ops.cli", "chaos", "--seconds", str(SECONDS), "--tp", "1"),

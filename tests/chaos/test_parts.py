@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from events import limits
 from ops.chaos.cast import EngineActor, state_of
 from ops.chaos.engine import EngineSettings
 from ops.chaos.network import KINDS, Network
@@ -25,6 +26,7 @@ from ops.chaos.workload import BATCH, Conversations
 from tests.servers import RedisServer
 
 SET = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n"
+PING = b"*1\r\n$4\r\nPING\r\n"
 COMMIT = b"*3\r\n$7\r\nEVALSHA\r\n$1\r\n0\r\n$20\r\nx.1 engine-0#3 1 3 c\r\n"
 
 
@@ -77,6 +79,32 @@ def test_a_late_command_arrives_on_another_connection(server: RedisServer) -> No
 
         assert client.get("k") == b"v"
         client.close()
+
+
+def test_a_late_reply_comes_when_nobody_waits_any_more(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a command whose reply is late, it has its effect at once, its client gives up and goes on over another
+    connection; the reply comes after that, on the old one, and to nobody else.
+    """
+    monkeypatch.setattr(limits, "SOCKET_TIMEOUT_S", 0.3)
+    with server, _LateReplies(server.address) as proxy, _connection(proxy) as patient:
+        asked_at = time.monotonic()
+        patient.sendall(SET)
+        client = server.client()
+        _wait_until(lambda: client.get("k") == b"v")
+        assert time.monotonic() - asked_at < 0.3
+        client.close()
+        patient.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            patient.recv(100)
+        with _connection(proxy) as again:
+            again.sendall(PING)
+            assert again.recv(100) == b"+PONG\r\n"
+
+        patient.settimeout(5.0)
+        assert patient.recv(100) == b"+OK\r\n"
+        assert time.monotonic() - asked_at >= 0.3 * 1.3
+        patient.sendall(PING)
+        assert patient.recv(100) == b"+PONG\r\n"
 
 
 def test_children_die_with_their_parent_also_while_stopped() -> None:
@@ -170,6 +198,11 @@ def test_recovery_is_that_of_the_last_one_affected(injury: Injury, recovery: flo
 class _LateProxy(Proxy):
     def fault_of(self, name: str, _request: bytes) -> Fault:
         return Fault.LATE if name == "SET" else Fault.NONE
+
+
+class _LateReplies(Proxy):
+    def fault_of(self, name: str, _request: bytes) -> Fault:
+        return Fault.LATE_REPLY if name == "SET" else Fault.NONE
 
 
 class _BusyEngine(EngineActor):

@@ -178,6 +178,7 @@ def changed(line: int, **fields: object) -> Callable[[bytes], bytes]:
         (changed(0, version=2), "is damaged: its header says version 2, and that its snapshots are []", 1),
         (changed(0, index=7), "is damaged: its header lacks index, first or count", 1),
         (changed(0, count=20), "is damaged: it holds 19 entries, its header says 20", 1),
+        (changed(0, first=0), "is damaged: its header lacks index, first or count", 1),
         (changed(0, first=2), "the log begins at position 2: entries 1 to 1 are missing", 1),
         (changed(6, position=7), "the entry there says it is 7 at position 6", 1),
         (changed(6, body=["x"]), "is damaged: body is ['x'] at position 6", 1),

@@ -176,7 +176,7 @@ def far(proxy: Proxy, index_name: str) -> Iterator[EventLog]:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG, Fault.LATE])
+@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG, Fault.LATE, Fault.LATE_REPLY])
 def test_a_fault_rings_once(
     far: EventLog, embedded_redis: EmbeddedRedis, index_name: str, proxy: Proxy, fault: Fault
 ) -> None:

@@ -40,7 +40,7 @@ def once(fault: Fault, *, when: Callable[[str], bool] = lambda command: command 
     return lambda command: left.pop() if left and when(command) else Fault.NONE
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG, Fault.LATE])
+@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG, Fault.LATE, Fault.LATE_REPLY])
 def test_one_fault(log: EventLog, truth: EventLog, proxy: Proxy, fault: Fault) -> None:
     """Otherwise a dropped packet would lose a step, or carry it out twice.
 
@@ -139,7 +139,7 @@ def test_many_commits_over_a_bad_network(log: EventLog, truth: EventLog, proxy: 
 # --- the deadline passes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG])
+@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_REPLY, Fault.HANG, Fault.LATE_REPLY])
 def test_the_deadline_passes(log: EventLog, truth: EventLog, proxy: Proxy, fault: Fault) -> None:
     """Otherwise an engine would wait for ever, or be told "no" about a step that stands.
 

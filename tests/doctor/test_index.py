@@ -134,10 +134,46 @@ ILLNESSES: dict[str, tuple[Illness, str, str, str]] = {
     "a head of another history": (
         lambda ill: ill.client.hset(ill.keys.head, "commit", "elsewhere.7"), "head", "error", "names commit 'elsewhere.7'",
     ),
+    "a position that is none": (
+        lambda ill: ill.client.hset(ill.keys.head, "position", "abc"), "index", "error", "position: b'abc' is no number",
+    ),
+    "a commit that is none": (
+        lambda ill: ill.client.hset(ill.keys.head, "commit", b"\xff"), "index", "error", "commit: b'\\xff' is no name or id",
+    ),
+    "a head of another type": (
+        lambda ill: (ill.client.delete(ill.keys.head), ill.client.sadd(ill.keys.head, "x")), "index", "error", "WRONGTYPE",
+    ),
+    "a head beyond the log": (
+        lambda ill: ill.client.hset(ill.keys.head, "position", 900), "links", "error", "an entry is missing at position 24",
+    ),
+    "a version that is none": (
+        lambda ill: ill.client.hset(ill.keys.head, "pool:gpu", b"\xff"), "versions", "error", "b'pool:gpu': b'\\xff' is no",
+    ),
+    "a version beyond the log": (
+        lambda ill: ill.client.hset(ill.keys.head, "pool:gpu", "24"), "versions", "error", "b'24' is no position of",
+    ),
+    "a lost end, and a keeper": (
+        lambda ill: ill.client.hset(ill.keys.head, "lost", "x.7"), "lost end", "warning", "its end up to commit 'x.7'",
+    ),
+    "a lost end, and no keeper": (
+        lambda ill: (ill.client.hset(ill.keys.head, "lost", "x.7"), ill.client.delete(ill.keys.keeper)), "lost end", "error",
+        "nobody has dealt with it: workers wait",
+    ),
+    "a lost end that was dealt with": (
+        lambda ill: ill.client.hset(ill.keys.head, mapping={"lost": "x.7", "forgot": "x.7"}), "lost end", "ok", "none",
+    ),
     "no keeper": (lambda ill: ill.client.delete(ill.keys.keeper), "keeper", "warning", "none acts"),
     "a keeper for ever": (lambda ill: ill.client.persist(ill.keys.keeper), "keeper", "error", "its key has no end"),
     "a pointer of somebody else": (
-        lambda ill: ill.client.hset(ill.keys.snapshot, "position", "x"), "snapshot pointer", "error", "is not readable",
+        lambda ill: ill.client.hset(ill.keys.snapshot, "position", "x"), "snapshot pointer", "error",
+        "snapshot, position: b'x' is no number",
+    ),
+    "pointers of another type": (
+        lambda ill: ill.client.set(ill.keys.snapshot, "x"), "snapshot pointer", "error", "snapshot: WRONGTYPE",
+    ),
+    "a keeper of another type": (
+        lambda ill: (ill.client.delete(ill.keys.keeper), ill.client.sadd(ill.keys.keeper, "x")), "keeper", "error",
+        "keeper: WRONGTYPE",
     ),
     "an old snapshot": (lambda ill: ill.client.hset(ill.keys.snapshot, "at_ms", 1), "snapshot age", "warning", "8 pos"),
     "a snapshot that is gone": (lambda ill: ill.client.delete(ill.blob(0)), "snapshot 15", "error", "not a snapshot: 0"),
@@ -177,6 +213,33 @@ ILLNESSES: dict[str, tuple[Illness, str, str, str]] = {
     "a fence that is gone": (
         lambda ill: ill.client.delete(ill.keys.fence), "fence", "error", "sessions from 0 on may append, from 1 on should",
     ),
+    "a fence that is none": (
+        lambda ill: ill.client.hset(ill.keys.fence, "engine-0", "abc"), "fence", "error",
+        "engine 'engine-0': sessions from b'abc' on may append, by the log from 1 on",
+    ),
+    "a fence too high": (
+        lambda ill: ill.client.hset(ill.keys.fence, "engine-0", "900"), "fence", "error", "it can go on in none",
+    ),
+    "fences of another type": (
+        lambda ill: (ill.client.delete(ill.keys.fence), ill.client.set(ill.keys.fence, "x")), "fences", "error", "WRONGTYPE",
+    ),
+    "a lease of another type": (
+        lambda ill: (ill.client.delete(ill.keys.lease("engine-0")), ill.client.sadd(ill.keys.lease("engine-0"), "x")),
+        "leases", "error", "lease:engine-0: WRONGTYPE",
+    ),
+    "a seat that is none": (
+        lambda ill: ill.client.hset(ill.keys.seats, b"abc\xff", "x"), "worker", "error", "that is no rank of a pool",
+    ),
+    "seats of another type": (
+        lambda ill: (ill.client.delete(ill.keys.seats), ill.client.set(ill.keys.seats, "x")), "seats", "error", "WRONGTYPE",
+    ),
+    "jobs of another type": (
+        lambda ill: (ill.client.delete(ill.keys.jobs("gpu")), ill.client.set(ill.keys.jobs("gpu"), "x")), "job streams",
+        "error", "jobs:gpu: WRONGTYPE",
+    ),
+    "a log of another type": (
+        lambda ill: (ill.client.delete(ill.keys.log), ill.client.set(ill.keys.log, "x")), "index", "error", "log: WRONGTYPE",
+    ),
     "no worker": (
         lambda ill: ill.client.delete(ill.keys.worker("gpu", 1)), "transfer engine-0:5", "error",
         "no living worker on rank 1 of pool 'gpu'; whoever waits for it waits on",
@@ -189,6 +252,10 @@ ILLNESSES: dict[str, tuple[Illness, str, str, str]] = {
     "finished in a history that is gone": (
         lambda ill: ill.client.hset(ill.keys.acks("engine-0:5"), "done", "31"), "transfer engine-0:5", "error",
         "finished at position 31, the log does not",
+    ),
+    "finished nowhere": (
+        lambda ill: ill.client.hset(ill.keys.acks("engine-0:5"), "done", b"\xff"), "transfer engine-0:5", "error",
+        "the log does not",
     ),
     "a job of the past": (job_of_the_past, "jobs", "warning", "1 job of transfers that are over (engine-0:0)"),
     "a job that is never reported": (never_reported, "jobs", "warning", "1 taken and not reported for up to 60 s"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 from unittest import mock
 
@@ -10,11 +11,13 @@ import pytest
 
 from events import connect, limits
 from events.errors import CorruptState
+from events.job_ports import Delivery
+from events.job_queue import JobQueue
 from events.keys import IndexKeys
 from events.log import EventLog, LogConnection
 from events.memory import MemoryTransport
 from events.ports import SnapshotPointer
-from statecore import invariants, snapshot
+from statecore import CacheIndex, invariants, snapshot
 from statecore.replica import Replica
 from statecore.restoring import up_to_date
 from tests.keeper.given import (
@@ -439,24 +442,53 @@ def test_a_log_without_its_beginning_and_without_a_snapshot_is_told(stored: LogC
 
 
 def test_memory_in_redis_stays_flat(redis_url: str, index_name: str) -> None:
-    """A log that only grows fills the server within days (E-29).
+    """A log that only grows fills the server within days (E-29); so would jobs, reports, seats and names that only grow.
 
-    Given an index that runs far past several snapshot intervals, then the memory of its keys does not grow.
+    Given an engine with a host tier and a worker, and engines that come and go under the same few names, when the index runs
+    far past several snapshot intervals, then the memory of its keys does not grow.
     """
-    with connect(redis_url) as connection, bounds(SNAPSHOT_MARGIN=MARGIN):
-        engine = engine_of(connection, index_name)
+    with connect(redis_url) as connection, bounds(SNAPSHOT_MARGIN=MARGIN, ACKS_TTL_S=0.05):
+        tiers: dict[str, Any] = {"gpu_blocks": 8, "cpu_blocks": 16}
+        engine = engine_of(connection, index_name, **tiers)
         keeper, said = keeper_of(connection, index_name)
         client: Any = connection.backend._client  # type: ignore[attr-defined]
-        sizes = []
+        sizes, finished, names = [], 0, []
         for turn in range(14):
-            work(engine, EVERY // 2, f"t{turn % 3}-")
+            guest = engine_of(connection, index_name, f"guest-{turn % 2}", **tiers)
+            for each in (guest, engine):
+                moved = connection.jobs(index_name, each.gpu_pool, 0, 1, f"worker-{turn}")
+                moved.enter(takeover=True)
+                for number in range(EVERY // 4):
+                    finished += swapped(each, moved, f"t{turn % 3}-{number}", [number % 3, *([turn % 5] * 11)])
+                moved.leave()
+            guest.leave()
             keeper.turn()
+            time.sleep(0.06)  # reports of what is finished run out
             names = client.keys(f"kv:{{{index_name}}}:*")
-            sizes.append(sum(client.memory_usage(name, samples=0) for name in names))
+            sizes.append(sum(client.memory_usage(name, samples=0) or 0 for name in names))
+        kinds = {name.decode().split(":")[2] for name in names}
 
     assert len(said.of("published")) == 14
-    early, late = max(sizes[3:7]), max(sizes[10:])
+    assert finished > 28, "nothing was swapped"
+    assert kinds >= {"log", "head", "fence", "snapshot", "jobs", "seats"}
+    early, late = max(sizes[3:8]), max(sizes[9:])
     assert late <= early * 1.1, f"memory grew from {early} to {late} bytes: {sizes}"
+
+
+def swapped(engine: CacheIndex, worker: JobQueue, request: str, tokens: list[int]) -> int:
+    """A request that computes what is not there, and the jobs it takes; how many those were."""
+    finished = 0
+    engine.match(request, tokens)
+    for _ in range(2):  # what is swapped in comes first; then room may have to be made
+        while isinstance(job := worker.take(0.0), Delivery):
+            worker.finish(job, ok=True)
+            finished += 1
+        engine.refresh()
+        if (missing := 3 - len(engine.table(request))) > 0:
+            engine.allocate(request, missing)
+    engine.extend(request, ready=True)
+    engine.release(request)
+    return finished
 
 
 def test_what_nobody_published_runs_out(redis_url: str, index_name: str) -> None:

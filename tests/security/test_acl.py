@@ -120,28 +120,52 @@ def test_after_a_new_life_of_the_server(
     assert told(guarded) == set()
 
 
-def test_a_reader(guarded: GuardedServer) -> None:
+READERS_WORK: Final = (
+    ["log"], ["verify"], ["replay", "--digest"], ["inspect", "pools"], ["inspect", "tree"],
+    ["inspect", "engine", "engine-0"], ["inspect", "transfers"], ["export", "FOLDER/log.jsonl.gz"],
+    ["snapshot", "export", "FOLDER/now.snapshot"], ["migrate", "--dry-run"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READERS_WORK, ids=[" ".join(words) for words in READERS_WORK])
+def test_a_reader(guarded: GuardedServer, tmp_path: Path, command: list[str]) -> None:
     """Otherwise whoever looks at an index would need the rights to change it.
 
-    Given the reader's rights, when the command line shows, verifies, inspects, exports and replays, then it works, and the
-    server has refused nothing.
+    Given the reader's rights, when the command line shows, verifies, replays, inspects, exports, or says what it would
+    migrate, then it works, and the server has refused nothing.
     """
-    for command in (
-        ["log"],
-        ["verify"],
-        ["inspect", "transfers"],
-        ["replay", "--digest"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "ops.cli", *command, "--url", guarded.url("reader"), "--index", INDEX],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, ""), command
-        assert done.stdout
+    guarded.denials()
 
+    done = as_reader(guarded, *[word.replace("FOLDER", str(tmp_path)) for word in command])
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert [path for path in tmp_path.iterdir() if path.suffix] or "FOLDER" not in " ".join(command)
     assert told(guarded) == set()
+
+
+def test_a_reader_asks_the_doctor(guarded: GuardedServer) -> None:
+    """Otherwise a look at an index's health would need an administrator.
+
+    Given the reader's rights, when the doctor looks, then nothing is in error; what he asks to find out which rights there
+    are, and what only an administrator may know, is refused, and he goes on.
+    """
+    guarded.denials()
+
+    done = as_reader(guarded, "doctor")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rights" in done.stdout
+    assert {user for user, _, _ in guarded.denials()} == {"statecore-reader"}
+
+
+def as_reader(guarded: GuardedServer, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ops.cli", *command, "--url", guarded.url("reader"), "--index", INDEX],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def told(guarded: GuardedServer) -> set[tuple[str, str, str]]:

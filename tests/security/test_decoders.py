@@ -7,6 +7,7 @@ a well-formed message after the damage has to be read as it stands; what is not 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -27,9 +28,12 @@ from hypothesis import strategies as st
 from events import codec, job_queue
 from events.errors import CorruptState, InvalidInput
 from events.jobs import decode_job, encode_job
-from events.ports import Commit, Entry, StoredRecord
-from events.stream_entry import stored_records
+from events.ports import Commit, Entry, Record, StoredRecord
+from events.stream_entry import meta_of, stored_records
 from ops.cli.export_file import ExportFile, write_export
+from ops.cli.replaying import replay
+from ops.cli.source import FileSource
+from ops.cli.verify import require_head
 from statecore import snapshot
 from statecore.digest import digest
 from statecore.invariants import violations
@@ -127,15 +131,20 @@ def tame(value: Any) -> Any:
 @fuzzed
 @given(SEEDS)
 def test_fields_of_an_entry(seed: int) -> None:
-    """Otherwise an entry that nobody of us wrote would end a follower's thread without a word.
+    """Otherwise an entry that nobody of us wrote would end a follower's thread without a word, or be read as another one.
 
-    Given stream entries with damaged ids and fields, when read, then a record or CorruptState.
+    Given stream entries with damaged ids and fields, when read and applied, then a record that says what its bytes say, and
+    the state that the whole entry leads to, or CorruptState and the state before it.
     """
     chance = random.Random(seed)
-    entry = WORLDS[0].log[3]
+    before, entry = WORLDS[0].log[:3], WORLDS[0].log[3]
     record = codec.encode(Commit(entry.id, "e0", 1, entry.facts, (), ()), 5)
-    meta = f"{record.commit_id} {record.author} {record.at_ms} {record.schema} {record.checksum}".encode()
-    fields = {b"previous": b"c2", b"meta": meta, b"body": record.body, b"hashes": record.hashes}
+    fields = {
+        b"previous": entry.previous.encode(),
+        b"meta": meta_of(record).encode(),
+        b"body": record.body,
+        b"hashes": record.hashes,
+    }
     stream_id = b"4-0"
     match chance.randrange(4):
         case 0:
@@ -148,9 +157,30 @@ def test_fields_of_an_entry(seed: int) -> None:
         case _:
             name = chance.choice(list(fields))
             fields[mutations.of_bytes(name, chance)] = fields.pop(name)
-    with contextlib.suppress(CorruptState):
+
+    try:
         (read,) = stored_records([(stream_id, fields)])
-        codec.decode(read)
+        decoded = codec.decode(read)
+    except CorruptState:
+        return
+    commit_id, author, at_ms, schema, checksum = fields[b"meta"].decode().split(" ")
+    told = Record(commit_id, author, int(at_ms), int(schema), fields[b"body"], fields[b"hashes"], checksum)
+    position, _, rest = stream_id.decode().partition("-")
+    assert (read, rest) == (StoredRecord(int(position), fields[b"previous"].decode(), told), "0")
+    assert decoded == attrs.evolve(
+        entry, position=int(position), previous=read.previous, engine="e0", session=1, at_ms=5
+    )
+    replica = Replica()
+    replica.apply_all(before)
+    known = replica.digest()
+    try:
+        replica.apply(decoded)
+    except CorruptState:
+        assert replica.digest() == known
+    else:
+        whole = Replica()
+        whole.apply_all([*before, entry])
+        assert replica.digest() == whole.digest()
 
 
 # --- snapshots ------------------------------------------------------------------------------------------------------
@@ -249,7 +279,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def records_of(world: World) -> Iterator[StoredRecord]:
     for entry in world.log:
-        record = codec.encode(Commit(entry.id, "e", 1, entry.facts, (), ()), 5)
+        record = codec.encode(Commit(entry.id, entry.engine or "e", entry.session, entry.facts, (), ()), 5)
         yield StoredRecord(entry.position, entry.previous, record)
 
 
@@ -258,8 +288,9 @@ def records_of(world: World) -> Iterator[StoredRecord]:
 def test_exported_files(exported: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """Otherwise a file that somebody sent would be read as another history, or end the command with a traceback.
 
-    Given an exported log with one line changed under a fitting checksum, or damaged bytes, compressed or not, when opened
-    and read, then records, or InvalidInput or CorruptState.
+    Given an exported log with one line changed under a fitting checksum, or damaged bytes, compressed or not, when opened,
+    read and replayed, then records that say what the lines say and the state that was exported, or InvalidInput or
+    CorruptState.
     """
     chance = random.Random(seed)
     lines = exported.read_bytes().splitlines(keepends=True)
@@ -273,15 +304,35 @@ def test_exported_files(exported: Path, tmp_path_factory: pytest.TempPathFactory
         data = b"".join(lines)
     else:
         data = mutations.of_bytes(b"".join(lines), chance)
+    said = [line for line in data.splitlines() if line]
     if chance.random() < 0.3:
         data = gzip.compress(data)
         data = mutations.of_bytes(data, chance) if chance.random() < 0.5 else data
     path = tmp_path_factory.mktemp("damaged") / "log.jsonl"
     path.write_bytes(data)
-    with contextlib.suppress(InvalidInput, CorruptState):
+    try:
         found = ExportFile.open(path)
-        for record in found.records(0, found.head.position):
-            codec.decode(record)
+        records = list(found.records(0, found.head.position))
+    except (InvalidInput, CorruptState):
+        return
+    header, footer = orjson.loads(said[0]), orjson.loads(said[-1])
+    assert (found.index, found.head.commit_id) == (header["index"], str(footer.get("commit")))
+    assert [line_of(record) for record in records] == [orjson.loads(line) for line in said[1:-1]]
+    with contextlib.suppress(CorruptState):
+        source = FileSource(found)
+        replica = replay(source, found.head.position)
+        require_head(source, replica.state)
+        assert replica.digest() == digest(WORLDS[0].state)
+
+
+def line_of(stored: StoredRecord) -> dict[str, object]:
+    """An entry as a file says it."""
+    record = stored.record
+    return {
+        "position": stored.position, "previous": stored.previous, "commit": record.commit_id, "author": record.author,
+        "at": record.at_ms, "schema": record.schema, "body": record.body.decode(),
+        "hashes": base64.b64encode(record.hashes).decode(), "checksum": record.checksum,
+    }  # fmt: skip
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -247,3 +248,29 @@ def test_an_idle_engine_hears_at_its_next_call(line: Line) -> None:
 
     with pytest.raises(RolledBack):
         rolled.match("r", [1])
+
+
+def test_the_thread_outlives_whatever_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a lease would run out while its engine serves, and nobody would have heard why.
+
+    Given a lease in the background that meets a defect, when the defect is over, then it is renewed as before.
+    """
+    monkeypatch.setattr(limits, "LEASE_EVERY_S", 0.001)
+    transport = MemoryTransport()
+    filled(Timed.over(transport, Clock()).log(), 3)
+    met, renewed = threading.Event(), threading.Event()
+
+    class Defective:
+        def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+            if not met.is_set():
+                met.set()
+                raise ValueError("a defect")
+            renewed.set()
+            return transport.renew_lease(engine, session, base)
+
+    lease = Lease(cast("Any", Defective()), "a", 1, lambda: HERE, Clock())
+    lease.renew_in_background("i")
+
+    assert renewed.wait(5.0)
+    assert met.is_set()
+    lease.close()
