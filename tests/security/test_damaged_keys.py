@@ -24,7 +24,8 @@ from statecore import CacheIndex
 from tests.doctor.given import examined
 from tests.servers import RedisServer, binary_of
 from tests.workers.fleet import prompt
-from workers.keeper import Keeper, KeeperSettings
+from workers.keeper import Keeper
+from workers.keeper_totals import KeeperSettings
 
 INDEX: Final = "damaged"
 KEYS: Final = IndexKeys.of(INDEX)
