@@ -70,6 +70,15 @@ class Clockwork:
             if self.seats is not None and not deaf:
                 self.seats.beat()
 
+    def heard_at_last(self, engine: str) -> None:
+        """A sign of life of an engine that gave none for long: it goes on if it was stopped, and renews its lease."""
+        for process in self.processes:
+            stopped_in_a_call = process.paused and process.busy
+            if process.engine == engine and process.alive_in_log() and not process.dead and not stopped_in_a_call:
+                self._world.tell(f"{process.name} is heard at last")
+                process.paused = False
+                self._renew(process)
+
     def _renew(self, process: Process) -> None:
         if (
             process.log is None

@@ -18,6 +18,7 @@ from events.ports import (
     Fenced,
     Head,
     Job,
+    RawAppended,
     RawConflicted,
     RawReply,
     Record,
@@ -51,6 +52,7 @@ AFTER_ONE = (
 READ_FAILURE_PERCENT = 3
 READ_FAILURE_AGAIN_PERCENT = 50
 STALL_PERCENT = 2
+LAST_MOMENT_PERCENT = 20
 SNAPSHOT_FAULTS = ((97, "none"), (2, "lost request"), (1, "lost reply"))
 
 T = TypeVar("T")
@@ -164,6 +166,9 @@ class FaultyTransport:
         self._interlude(process)
         if world.perils and world.choices.chance(STALL_PERCENT):
             self._stall()
+        for engine in lapsed:
+            if world.choices.chance(LAST_MOMENT_PERCENT):
+                world.clockwork.heard_at_last(engine)
         fault = self._fault()
         if fault != NONE:
             world.tell(f"{process.name}: {fault}, commit {record.commit_id}")
@@ -187,6 +192,8 @@ class FaultyTransport:
             raise
         if fault == LOST_REPLY:
             raise OutcomeUnknown("simulated: lost reply", record.commit_id)
+        if isinstance(reply, RawAppended):
+            world.acknowledged[record.commit_id] = reply.position
         if isinstance(reply, RawConflicted | Behind) and process.explicit:
             process.redecided = True
         return reply

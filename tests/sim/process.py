@@ -290,7 +290,7 @@ class Process(Told):
             self.intents = []
         world.tell(f"{self.name}: {title} …")
         self.busy = True
-        outcome, succeeded = "done", False
+        outcome, succeeded, forgotten = "done", False, False
         try:
             do()
             succeeded = True
@@ -335,7 +335,9 @@ class Process(Told):
             require(was_over or not calm or self.index.commits - commits == new(), "commits are counted", title)
         elif not succeeded and not resolving and not doubted and outcome != "OutcomeUnknown":
             # A commit may take so long to land that the life ends meanwhile: then the caller hears of the end alone.
-            landed_and_over = outcome.startswith("SessionOver") and not self.alive_in_log()
+            # Or the log forgets what became of it.
+            untold = forgotten or not self.alive_in_log()
+            landed_and_over = outcome.startswith("SessionOver") and untold
             require(new() < commits_max + landed_and_over, "what was refused is not in the log", (title, outcome))
         if by_itself and self._life().end is None:
             world.marks["rejoined by itself"] += 1
