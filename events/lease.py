@@ -52,7 +52,7 @@ class Lease:
             self._renewed_at = begun
             if reply.continued:
                 self.life = reply.life
-        elif not self._closed.is_set():
+        else:
             self._verdict = reply
 
     def standing(self) -> Fenced | Diverged | None:
@@ -66,6 +66,7 @@ class Lease:
         return self._verdict
 
     def close(self) -> None:
+        """No more in the background; `standing` still asks, for a life whose engine could not leave."""
         self._closed.set()
 
     def _run(self) -> None:

@@ -38,14 +38,12 @@ from events.ports import (
     Entry,
     Fenced,
     Head,
-    LossInTheWay,
     Mutex,
     RawAppended,
     RawConflicted,
     RawReply,
     Record,
     SnapshotPointer,
-    StillAlive,
     StoredRecord,
     Trimmed,
 )
@@ -161,8 +159,6 @@ class EventLog:
         if isinstance(raw, RawConflicted):
             missed = codec.decode_all(raw.missed)
             return self._find(commit, missed) or Conflicted(raw.scope, missed)
-        if isinstance(raw, StillAlive | LossInTheWay):
-            return raw
         if isinstance(raw, Trimmed):
             if not self.head().first:
                 raise CorruptState(f"the log holds no entry any more, and {base.position} is not its end: deleted")
@@ -171,7 +167,8 @@ class EventLog:
             missed = self._read_after(base.position)
         except _Gap:
             return Trimmed() if isinstance(raw, Behind) else raw
-        # A client that repeats on its own may have landed it before it was fenced, or before history went on.
+        # An earlier try, or a client that repeats on its own, may have landed it before it was fenced, or before history
+        # went on, or before somebody told of a loss.
         if (found := self._find(commit, missed)) is not None:
             return found
         if isinstance(raw, Behind):
@@ -311,7 +308,8 @@ class EventLog:
         return threading.RLock()
 
     def close(self) -> None:
-        self.drop_lease()
+        if self._lease is not None:
+            self._lease.close()
         if self._follower is not None:
             self._follower.close()
             self._follower = None

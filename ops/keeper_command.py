@@ -11,14 +11,15 @@ import click
 
 from events import limits
 from events.errors import InvalidInput
+from ops.cli.source import INDEX_VARIABLE, SERVER_HELP, URL_VARIABLE
 from workers.keeper_process import checked, serve_until_signalled
 
 
 @click.command("keeper")
+@click.option("--url", required=True, envvar=URL_VARIABLE, show_envvar=True, metavar="URL", help=SERVER_HELP)
 @click.option(
-    "--url", required=True, envvar="STATECORE_URL", help="Where the log is: redis://, unix:// or embedded:///folder."
+    "--index", required=True, envvar=INDEX_VARIABLE, show_envvar=True, metavar="NAME", help="Name of the index."
 )
-@click.option("--index", required=True, envvar="STATECORE_INDEX", help="Name of the index.")
 @click.option(
     "--every", default=limits.SNAPSHOT_EVERY, show_default=True, help="Take a snapshot after so many commits …"
 )
@@ -34,9 +35,12 @@ def command(url: str, index: str, every: int, age_s: float, metrics_port: int | 
     """Keep an index healthy, until told to stop (SIGTERM or Ctrl-C).
 
     Takes snapshots and trims the log behind them; declares engines lost that give no sign of life; puts lost transfer
-    jobs back; notices a log that was rolled back. Run two: one acts, the other waits for its place. When none runs,
-    nothing stops, but the log grows and dead engines keep what they had. What it does goes to standard error, one JSON
-    object a line.
+    jobs back; when the log was rolled back, gives up what may have been overwritten (HistoryLost). Run two: one acts,
+    the other waits for its place. When none runs, nothing stops, but the log grows and dead engines keep what they
+    had. What it does goes to standard error, one JSON object a line.
+
+    Exit code: 0 told to stop; 1 the history is broken, or of a newer release; 2 wrong options, no server at the
+    start, or keys of another release.
 
     \b
     Example:

@@ -11,15 +11,16 @@ from typing import Any
 import click
 
 from events.errors import InvalidInput
+from ops.cli.source import INDEX_VARIABLE, SERVER_HELP, URL_VARIABLE
 from workers.stores import StoreSettings
 from workers.worker_process import WorkerSettings, restart_with, serve_until_signalled
 
 
 @click.command("worker")
+@click.option("--url", required=True, envvar=URL_VARIABLE, show_envvar=True, metavar="URL", help=SERVER_HELP)
 @click.option(
-    "--url", required=True, envvar="STATECORE_URL", help="Where the log is: redis://, unix:// or embedded:///folder."
+    "--index", required=True, envvar=INDEX_VARIABLE, show_envvar=True, metavar="NAME", help="Name of the index."
 )
-@click.option("--index", required=True, envvar="STATECORE_INDEX", help="Name of the index.")
 @click.option("--pool", required=True, help="GPU pool whose transfers to carry out, such as gpu:engine-0.")
 @click.option("--rank", required=True, type=int, help="Tensor-parallel rank this worker moves the bytes of.")
 @click.option("--tp", "ranks", default=1, show_default=True, type=int, help="Number of ranks of the pool.")
@@ -43,6 +44,8 @@ def command(
 
     Takes transfer jobs from the pool's stream in Redis, copies this rank's shard of every block, and reports; the last
     rank's report ends the transfer. What it does goes to standard error, one JSON object a line.
+
+    Exit code: 0 told to stop, or another worker took its seat; 2 could not start, or cannot go on.
 
     \b
     Example:

@@ -146,6 +146,8 @@ class Session(Following):
                 self._require_usable()
                 return True
             reply, self._doubt = self._log.append(doubt.commit, doubt.base), None
+            if isinstance(reply, Appended):
+                self._require_standing(doubt)
             with self._guard, self._ending_if_corrupt():
                 match reply:
                     case Appended():
@@ -162,7 +164,6 @@ class Session(Following):
                         return False
                     case StillAlive():
                         raise AssertionError("an engine declares nobody else lost")
-            self._require_standing()
             return True
 
     def step(self) -> AbstractContextManager[Step]:
@@ -199,17 +200,21 @@ class Session(Following):
             self._catch_up_with_arrived()
             with self._begin(explicit=explicit) as step:
                 yield step
-            self._require_standing()
 
-    def _require_standing(self) -> None:
-        """A commit may have taken long to be found out: it stands, and this life may be over all the same.
-
-        What was given in it may belong to others by now; so the caller hears that, and not of the step.
+    def _require_standing(self, landed: Doubt) -> None:
+        """A commit may have taken long to be found out: it is in the log, and this life may be over all the same, or nobody
+        may have heard of it for too long. What was given in it may belong to others by now; so the caller hears that.
         """
-        with suppress(Unavailable):  # the next step asks again, and begins nothing unheard
-            if (verdict := self._log.standing()) is not None:
-                self._life.ended_by(verdict, self._replica.state)
-                self._life.require()
+        try:
+            verdict = self._log.standing()
+        except Unavailable as error:
+            self._doubt = landed
+            raise OutcomeUnknown(
+                f"it is in the log, but whether this life still goes on was not heard: {error}", landed.commit.id
+            ) from error
+        if verdict is not None:
+            with self._guard:
+                raise self._life.ended_by(verdict, self._replica.state)
 
     @contextmanager
     def _begin(self, *, explicit: bool) -> Iterator[Step]:
@@ -276,6 +281,8 @@ class Session(Following):
             step.attempts = attempt
             loss: LossInTheWay | None = None
             reply = self._append(step, commit, base)
+            if isinstance(reply, Appended):
+                self._require_standing(Doubt(commit, base, step))
             with self._guard:
                 match reply:
                     case Appended():

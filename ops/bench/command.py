@@ -83,8 +83,13 @@ _REQUESTS_MIN: Final = 200
 def command(patterns: tuple[str, ...], trace: Path | None, seed: int, quick: bool, json_file: str | None) -> None:
     """Measure every figure of the design's budgets beside a reference measured in the same run.
 
-    Takes about three minutes on two cores. The machine may drift by a factor of two while it runs, so figure and
+    Takes about four minutes on two cores. The machine may drift by a factor of two while it runs, so figure and
     reference take turns, medians are shown, and the ratio is what to compare.
+
+    \b
+    Examples:
+      statecore bench --only 'hit_rate_*' --only 'transfer_*'
+      statecore bench --quick --json -
     """
     wanted = _wanted(patterns)
     settings = Settings(quick=quick, seed=seed, trace=trace)

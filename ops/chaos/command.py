@@ -60,6 +60,11 @@ def command(json_path: Path | None, **options: object) -> None:
     A run that has not reached its minimums goes on, up to twice as long. It listens on loopback only.
 
     Exit code: 0 all promises kept; 1 one is broken, or something that should have occurred did not; 2 wrong options.
+
+    \b
+    Examples:
+      statecore chaos
+      statecore chaos --seconds 30 --kills 3 --network 100 --commits 500 --seed 4711
     """
     drawn = {"seed": secrets.randbelow(1 << 31), "index": f"chaos-{secrets.token_hex(4)}"}
     plan = Plan(**{**options, **{name: value for name, value in drawn.items() if options[name] is None}})  # type: ignore[arg-type]

@@ -27,6 +27,10 @@ from ops.cli.export_file import ExportFile
 
 URL_VARIABLE: Final = "STATECORE_URL"
 INDEX_VARIABLE: Final = "STATECORE_INDEX"
+SERVER_HELP: Final = (
+    "Server: redis://, rediss:// (TLS), unix://, redis+cluster://, redis+sentinel:// (rediss+… with TLS), or "
+    "embedded:///folder."
+)
 
 
 @attrs.frozen
@@ -57,8 +61,7 @@ def source_options(*, file: bool) -> Callable[[Callable[..., None]], Callable[..
         return click.option(
             "--url",
             metavar="URL",
-            help="Server: redis://, unix://, redis+cluster://, redis+sentinel://, or embedded:///folder.  "
-            f"[env: {URL_VARIABLE}]",
+            help=f"{SERVER_HELP}  [env: {URL_VARIABLE}]",
         )(wrapped)
 
     return decorate

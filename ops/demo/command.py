@@ -69,7 +69,7 @@ class Failure(click.ClickException):
     "--gpu-blocks",
     type=int,
     help="GPU blocks of all engines together: a pool of its own for each; with --host-blocks 0 one pool for all. "
-    "Default: a tenth (a quarter) of what the prompts hold.",
+    "Default: a tenth, or with --host-blocks 0 a quarter, of what the prompts hold.",
 )
 @click.option(
     "--host-blocks",
@@ -138,6 +138,11 @@ def command(  # noqa: PLR0913, PLR0917 - click gives one argument per option
     every block that is reused is looked at. At the end all engines, and a replay of the log, must hold the same state.
 
     Exit code: 0 all proofs hold; 1 a proof failed or an engine died; 2 the options make no sense here.
+
+    \b
+    Examples:
+      statecore demo
+      statecore demo --engines 8 --requests 5000 --url redis://localhost
     """
     console = Console(stderr=json_path == STDOUT, highlight=False)
     try:

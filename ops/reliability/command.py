@@ -46,6 +46,11 @@ def command(
     instead where they are given.
 
     Exit code: 0 all runs kept all promises; 1 one did not, or could not be run. The page is written in any case.
+
+    \b
+    Examples:
+      statecore reliability
+      statecore reliability --chaos-seed 4711 --out page.md
     """
     runs: list[Sequence[str]] = [(*CHAOS, "--seed", str(seed)) for seed in seeds] or [CHAOS]
     chaos, chaos_ok = _results(ChaosResult, chaos_files, runs)

@@ -13,7 +13,9 @@ import click
 import orjson
 import pytest
 
+from ops.chaos.run import CONVERGE_S
 from ops.cli import main
+from tests.sim.keepers import LONGEST_RECOVERY_S
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = sorted((ROOT / "ops" / "runbooks").glob("*.md"))
@@ -65,6 +67,32 @@ def test_a_command_in_a_document_is_one(document: str, line: str, monkeypatch: p
 def test_a_command_that_is_none_is_noticed(line: str) -> None:
     """The test above would pass whatever stands there."""
     with pytest.raises(click.UsageError):
+        parse(line)
+
+
+def explained(group: click.Group, path: str) -> Iterator[tuple[str, str]]:
+    """Every command that does something, by its whole name, and the text of its help."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from explained(command, f"{path} {name}")
+        yield f"{path} {name}", command.help or ""
+
+
+HELPS = list(explained(main, "statecore"))
+
+
+@pytest.mark.parametrize(("name", "text"), HELPS, ids=[name for name, _ in HELPS])
+def test_every_help_has_examples_that_are_commands(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that a newcomer copies first would be answered with a usage error."""
+    monkeypatch.setenv("STATECORE_URL", "redis://localhost")
+    monkeypatch.setenv("STATECORE_INDEX", "llama-70b")
+    examples = re.findall(r"^ *(statecore .+)$", text.partition("Example")[2], re.MULTILINE)
+
+    assert any(f"{line} ".startswith(f"{name} ") for line in examples), f"{name} --help shows no example"
+    for line in examples:
         parse(line)
 
 
@@ -167,6 +195,37 @@ def test_every_promise_has_evidence_that_is_there() -> None:
                 assert defined, f"{name}: there is no {test} in {path}"
 
 
+def test_the_bound_of_p6_is_the_one_that_is_tested() -> None:
+    """An operator would wait for less, or longer, than what was shown."""
+    promised = re.split(r"^## ", PROMISES.read_text(), flags=re.MULTILINE)[6]
+
+    assert promised.startswith("P6 ")
+    assert f"Within {LONGEST_RECOVERY_S:g} s" in promised
+    assert f"allows {CONVERGE_S:g} s" in promised
+
+
+# --- the map
+
+
+def test_the_map_shows_every_folder() -> None:
+    """A folder that is not on it is found by nobody, or made a second time."""
+    shown = re.findall(
+        r"^    (ops|tests)/ ((?:.+\n)(?: {17}.+\n)*)", (ROOT / "ops" / "ARCHITECTURE.md").read_text(), re.MULTILINE
+    )
+
+    assert [name for name, _ in shown] == ["ops", "tests"]
+    for name, text in shown:
+        folders = {each.name for each in (ROOT / name).iterdir() if each.is_dir() and not each.name.startswith("_")}
+        folders -= {each for each in folders if each.startswith(".")}
+        assert folders <= set(re.findall(r"[a-z]+", text)), f"ops/ARCHITECTURE.md does not show all of {name}/"
+
+
+def test_a_decision_has_the_number_of_its_file() -> None:
+    """Two decisions would be called by one number."""
+    for note in (ROOT / "ops" / "decisions").glob("*.md"):
+        assert note.read_text().startswith(f"# {note.name[:4]} "), note.name
+
+
 # --- dashboards
 
 
@@ -187,7 +246,7 @@ def test_a_dashboard_asks_for_metrics_that_exist() -> None:
 
 def test_a_dashboard_shows_all_of_a_keeper() -> None:
     """What a keeper tells would be shown nowhere. Left out are what follows from the others, and a duration."""
-    asked = DASHBOARD.read_text()
+    asked = set(re.findall(r"[\w:]+", DASHBOARD.read_text()))
 
     missing = {name for name in metrics() if name.startswith("statecore:") and name not in asked}
     assert missing == {"statecore:keeper_snapshot_position", "statecore:keeper_snapshot_s"}

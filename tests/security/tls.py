@@ -91,13 +91,16 @@ class TlsDoor:
         except OSError:  # no TLS, or a client that does not trust us
             outside.close()
             return
+        self._pass(encrypted)
+
+    def _pass(self, outside: socket.socket) -> None:
         inside = socket.create_connection(self._target)
-        self._sockets += [encrypted, inside]
-        back = threading.Thread(target=_pump, args=(inside, encrypted), daemon=True)
+        self._sockets += [outside, inside]
+        back = threading.Thread(target=_pump, args=(inside, outside), daemon=True)
         back.start()
-        _pump(encrypted, inside)
+        _pump(outside, inside)
         back.join()
-        encrypted.close()
+        outside.close()
         inside.close()
 
 

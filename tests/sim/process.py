@@ -279,7 +279,10 @@ class Process(Told):
 
         def new() -> int:
             """Commits of this call that are in the log; not one that an earlier life had given up."""
-            return len({commit for commit in self.landed if commit in world.landed} - before - self.given_up)
+            left_behind = {self.doubt.commit_id} if by_itself and self.doubt is not None else set()
+            return len(
+                {commit for commit in self.landed if commit in world.landed} - before - self.given_up - left_behind
+            )
 
         doubted = self.doubt is not None and not resolving and not by_itself
         was_over = self.over
@@ -383,6 +386,8 @@ class Process(Told):
 
     def _is_rolled_back(self, error: RolledBack) -> None:
         """It must be true; or it cannot be known, because the log has forgotten the proof and its server has begun anew."""
+        if self.over:
+            return  # told before, and judged by what the log held then
         base, first = self.base(), self.world.log.head().first
         unknowable = base.position + 1 < first and self.world.server.lives > 0
         require(

@@ -8,14 +8,15 @@ from __future__ import annotations
 import pytest
 
 from events import limits
-from events.errors import OutcomeUnknown, RolledBack
+from events.errors import OutcomeUnknown, RolledBack, Unavailable
 from events.job_ports import Seat
 from events.job_queue import JobQueue
 from events.log import EventLog
 from events.memory import MemoryTransport
 from events.memory_jobs import MemoryJobs
-from events.ports import Base, Diverged, RawReply, Record
+from events.ports import Appended, Base, Diverged, RawReply, Record, RenewReply
 from statecore import CacheIndex
+from tests.jobs.given import commit
 from tests.sim.story import small_bounds
 
 
@@ -25,12 +26,21 @@ class Server(MemoryTransport):
     def __init__(self) -> None:
         super().__init__(clock=lambda: self.seconds)
         self.seconds = 0.0
-        self.silent = False
+        self.silent = self.away = self.deaf = False
+        self.takes_s = 0.0
 
     def append(self, record: Record, **arguments: object) -> RawReply:
+        self.seconds += self.takes_s
         if self.silent:
             raise OutcomeUnknown("told so", record.commit_id)
+        if self.away:
+            raise Unavailable("away", lasting=True)
         return super().append(record, **arguments)  # type: ignore[arg-type]
+
+    def renew_lease(self, engine: str, session: int, base: Base) -> RenewReply:
+        if self.deaf:
+            raise Unavailable("nobody hears")
+        return super().renew_lease(engine, session, base)
 
     def lose_after(self, position: int) -> None:
         del self._records[position:]
@@ -40,11 +50,12 @@ class Server(MemoryTransport):
 
 
 class Connected:
-    def __init__(self, log: MemoryTransport) -> None:
+    def __init__(self, log: Server) -> None:
         self._log = log
 
     def log(self, index: str, *, follow: bool = True) -> EventLog:  # noqa: ARG002
-        return EventLog(index, self._log, sleep=lambda _: None, clock=lambda: 0.0, threads=False)
+        clock = lambda: self._log.seconds  # noqa: E731
+        return EventLog(index, self._log, sleep=lambda _: None, clock=clock, threads=False)
 
     def indexes(self) -> tuple[str, ...]:
         return ()
@@ -53,7 +64,7 @@ class Connected:
         """Nothing to end."""
 
 
-def engine(log: MemoryTransport, name: str) -> CacheIndex:
+def engine(log: Server, name: str) -> CacheIndex:
     return CacheIndex(
         Connected(log), name="i", engine=name, gpu_pool="p", gpu_blocks=8, block_size=1, memory_survives=True
     )
@@ -119,3 +130,66 @@ def test_a_process_that_knows_its_end_drops_its_lease() -> None:
         mine.refresh()
 
     assert mine._log._lease is None  # type: ignore[attr-defined]
+
+
+class Overtaking(Server):
+    """The first append arrives just before the second one, and somebody tells of a loss in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: tuple[Record, dict[str, object]] | None = None
+
+    def append(self, record: Record, **arguments: object) -> RawReply:
+        if self.first is None:
+            self.first = (record, arguments)
+            raise OutcomeUnknown("on its way", record.commit_id)
+        late, named = self.first
+        super().append(late, **named)
+        self.note_loss(Base(9, "c9"))
+        return super().append(record, **arguments)
+
+
+def test_what_landed_before_a_loss_was_told_is_found() -> None:
+    """Given a commit whose first try arrives late, when somebody tells of a loss before its second try, then it is found;
+    else it is decided again, and in the log twice (P1).
+    """
+    log = EventLog("i", Overtaking(), sleep=lambda _: None, threads=False)
+
+    assert log.append(commit("c1"), Base(0, "")) == Appended(1, ())
+
+
+def test_a_commit_whose_life_nobody_can_vouch_for_is_not_worked_on() -> None:
+    """Given a step whose append takes so long that its lease has run out, when the log cannot be asked about the life, then
+    the step's outcome is unknown, until it can; else its kernels may write into blocks that are others' by then (P5).
+    """
+    server = Server()
+    mine = engine(server, "e0")
+    server.takes_s, server.deaf = limits.LEASE_TTL_S * 2, True
+
+    with pytest.raises(OutcomeUnknown, match="it is in the log, but whether this life still goes on was not heard"):
+        mine.match("r", [1])
+    with pytest.raises(OutcomeUnknown):
+        mine.resolve()
+
+    server.takes_s, server.deaf = 0.0, False
+    assert mine.resolve()
+    assert (mine.requests(), server.position) == (("r",), 2)
+
+
+def test_who_closed_in_vain_asks_before_it_works_on() -> None:
+    """Given an engine that could not leave because the server was away, when it is used again, and cannot be heard, then it
+    begins nothing; else it works on although its lease has run out (P5).
+    """
+    server = Server()
+    mine = engine(server, "e0")
+    server.away = server.deaf = True
+    with pytest.raises(Unavailable):
+        mine.close()
+    server.away = False
+    server.seconds += limits.LEASE_TTL_S * 2
+
+    with pytest.raises(Unavailable, match="nobody hears"):
+        mine.match("r", [1])
+
+    server.deaf = False
+    mine.match("r", [1])

@@ -141,17 +141,16 @@ def test_what_was_said_against_it_is_remembered(
     assert held.line.asked == 1
 
 
-def test_a_late_answer_says_nothing_about_the_next_life(held: Held) -> None:
-    """Otherwise the answer to an old life's last renewal would end the new one.
+def test_a_lease_without_a_thread_is_asked_for(held: Held) -> None:
+    """Otherwise an engine that could not leave would work on in a life that may be over.
 
-    Given a lease that was given up, when its renewal is refused afterwards, then nothing is said.
+    Given a lease that is not renewed in the background any more, when it has grown old, then `standing` asks, and hears.
     """
     held.base = Base(3, "other")
     held.lease.close()
+    held.clock.move(limits.LEASE_TRUST_S * 2)
 
-    held.lease.renew()
-
-    assert held.lease.standing() is None
+    assert held.lease.standing() == Diverged(3, "c3")
 
 
 def test_the_life_is_the_one_in_which_history_was_seen_to_go_on(held: Held) -> None:

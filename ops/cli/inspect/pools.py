@@ -29,6 +29,11 @@ def command(where: Where, at: int | None, as_json: bool) -> None:
       quarantined  of a cancelled transfer or send: a worker may still write into them
     leaving        those of the pinned that a swap-out takes away, unless they are used again
     evicted, arrived, rescued    dropped, brought by transfers, used again before they had left: so far
+
+    \b
+    Examples:
+      statecore inspect pools
+      statecore inspect pools --at 1200 --json
     """
     with opened_view(where, at) as view:
         counts = count_pools(view.state)
