@@ -52,7 +52,6 @@ AFTER_ONE = (
 READ_FAILURE_PERCENT = 3
 READ_FAILURE_AGAIN_PERCENT = 50
 STALL_PERCENT = 2
-LAST_MOMENT_PERCENT = 20
 SNAPSHOT_FAULTS = ((97, "none"), (2, "lost request"), (1, "lost reply"))
 
 T = TypeVar("T")
@@ -166,9 +165,8 @@ class FaultyTransport:
         self._interlude(process)
         if world.perils and world.choices.chance(STALL_PERCENT):
             self._stall()
-        for engine in lapsed:
-            if world.choices.chance(LAST_MOMENT_PERCENT):
-                world.clockwork.heard_at_last(engine)
+        for silent in lapsed:
+            world.clockwork.may_be_heard(silent)
         fault = self._fault()
         if fault != NONE:
             world.tell(f"{process.name}: {fault}, commit {record.commit_id}")

@@ -136,25 +136,27 @@ def _upside_down(transfer: Any, pool: str, blocks_of: Any = rebuild._blocks) -> 
     return ranges.of_ids(ranges.ids(blocks)[::-1]) if pool == transfer.destination else blocks
 
 
+_step = swap.step
+
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def _reports_first(jobs: Any, delivery: Any, mover: Any, totals: Any, say: Any) -> None:  # noqa: ARG001
+def _reports_first(jobs: Any, delivery: Any, mover: Any, *_: Any) -> None:
     jobs.finish(delivery, True)
     if not delivery.reported:
         swap.step(delivery.job, mover)
 
 
-def _failure_is_success(job: Any, mover: Any, step: Any = swap.step) -> Any:
-    return attrs.evolve(step(job, mover), reason="")
+def _failure_is_success(job: Any, mover: Any, *vouched: Any) -> Any:
+    return attrs.evolve(_step(job, mover, *vouched), reason="")
 
 
-def _all_but_the_last(job: Any, mover: Any, step: Any = swap.step) -> Any:
+def _all_but_the_last(job: Any, mover: Any, *vouched: Any) -> Any:
     """A copy that forgets the end of a long run."""
     count = ranges.count(job.source_blocks)
     source, _ = ranges.split(job.source_blocks, max(1, count - 1))
     destination, _ = ranges.split(job.destination_blocks, max(1, count - 1))
-    return step(attrs.evolve(job, source_blocks=source, destination_blocks=destination), mover)
+    return _step(attrs.evolve(job, source_blocks=source, destination_blocks=destination), mover, *vouched)
 
 
 def _nothing(*_: Any) -> None:

@@ -39,10 +39,12 @@ FAULTS: Final = (
     *(mark for mark in KEEPERS if mark.startswith("keeper died")),
 )
 EVENTS: Final = tuple(
-    dict.fromkeys((
-        *("arrivals: some", "arrivals: repeated", "arrivals: a gap", "arrivals: all"),
-        *(mark for mark in (*SERVER, *LIVES, *KEEPERS, *TURNS) if mark not in FAULTS),
-    ))
+    dict.fromkeys(
+        (
+            *("arrivals: some", "arrivals: repeated", "arrivals: a gap", "arrivals: all"),
+            *(mark for mark in (*SERVER, *LIVES, *KEEPERS, *TURNS) if mark not in FAULTS),
+        )
+    )
 )
 _BYTES: Final = (
     "what is ready holds its bytes",

@@ -60,7 +60,7 @@ class TierActions:
         if process.usable and held is not None and not held.waits:
             if held.was > len(held.table):
                 self._allocate(name, held.was - len(held.table))
-            if process.usable and held.was <= held.sequence.blocks:
+            if process.usable and held.was <= held.sequence.blocks:  # type: ignore[redundant-expr]  # `_allocate` may end it
                 self.extend(name, blocks=held.was)
 
     def look_at(self, name: str) -> None:
