@@ -64,7 +64,7 @@ Every check, in its own words. A run ends at the first one that fails, so one ru
 """
 
 SHOWN_BY_TESTS: Final = """\
-Faults that the runs above do not inject, or that need a server of a certain kind. Each test runs with `make test`.
+Faults that the runs above do not inject, or not in every way. Each test runs with `make test`.
 """
 
 

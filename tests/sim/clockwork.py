@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STEP_S: Final = 1.0
 NOT_RENEWED_PERCENT: Final = 12
-HEARD_AT_LAST_PERCENT: Final = 20
+HEARD_AT_LAST_PERCENT: Final = 30
 
 
 class Clockwork:

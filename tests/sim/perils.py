@@ -36,10 +36,10 @@ class Perils:
             (
                 (40, "keeper"),
                 (26, "time"),
-                (5, "roll back"),
-                (3, "restart"),
+                (7 if not world.late else 20, "roll back"),
+                (4, "restart"),
                 (9, "stop"),
-                (6, "kill"),
+                (8, "kill"),
                 (7, "rot"),
                 (1, "sleep"),
             )

@@ -110,8 +110,8 @@ class Record:
         checks, broken, marks = self.checks, self.broken, self.marks
         return {
             "commits acknowledged": self.acknowledged,
-            "… of those lost by a server that lost its end, and whoever knew was told": self.vanished,
-            "… looked for in the log in the end": checks["what was acknowledged stands where it was said"],
+            "… of those in an end of the log that a server lost": self.vanished,
+            "… the others, looked for in the log in the end": checks["what was acknowledged stands where it was said"],
             "… lost otherwise": broken["what was acknowledged stands where it was said"],
             "… duplicated": broken["a commit lands once"] + broken["each commit is in the log once"],
             "outcomes unknown at first, found out: landed": marks["unknown -> landed"],

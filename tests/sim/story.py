@@ -97,7 +97,7 @@ class Story:
         """The first action: who plays, and on which pools."""
         choices = self.choices
         choices.begin_action()
-        two = choices.chance(60) if tiers is None else choices.decided(tiers - 1) == 1
+        two = choices.chance(80) if tiers is None else choices.decided(tiers - 1) == 1
         host_blocks = 0
         if two:
             host_blocks = choices.one_of(HOST_SIZES)
@@ -113,7 +113,7 @@ class Story:
                 sizes[pool] = choices.one_of(TIERED_POOL_SIZES if two else POOL_SIZES)
             alone = two and number > 0 and choices.chance(8)
             host = "h" if two and not alone else ""
-            survives = layout != "own" or not self.world.perils or choices.chance(50)
+            survives = layout != "own" or not self.world.perils or choices.chance(30)
             rejoins = self.world.perils and choices.chance(50)
             self.slots.append(
                 Slot(f"e{number}", pool, sizes[pool], host, host_blocks if host else 0, survives, rejoins)
