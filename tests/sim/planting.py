@@ -77,10 +77,14 @@ def check_of(failure: Exception | None) -> str:
 
 
 def catch(bug: Bug, search: Search) -> Caught | None:
-    """The first run that notices the bug as it should."""
-    with bug.plant():
-        for seed in range(bug.first, bug.first + search.runs):
-            outcome = run(seed, search.steps, tiers=search.tiers, perils=search.perils)
-            if (check := check_of(outcome.failure)) in bug.checks:
-                return Caught(seed, check)
+    """The first run that notices the bug as it should, and goes through without it."""
+    for seed in range(bug.first, bug.first + search.runs):
+        with bug.plant():
+            check = _ended_by(seed, search)
+        if check in bug.checks and not _ended_by(seed, search):
+            return Caught(seed, check)
     return None
+
+
+def _ended_by(seed: int, search: Search) -> str:
+    return check_of(run(seed, search.steps, tiers=search.tiers, perils=search.perils).failure)
