@@ -109,10 +109,12 @@ PLANTED_LIVES: Final[dict[str, Bug]] = {
         patches((limits, "BARRIER_S", 1.0)), ("who knows a vanished history has stopped when the log opens",)
     ),
     "the base's commit is not compared": Bug(
-        patches((MemoryTransport, "_diverged", _base_is_not_compared)), ("a session that is over changes nothing",)
+        patches((MemoryTransport, "_diverged", _base_is_not_compared)),
+        ("a session that is over changes nothing", "one digest per position", CORRUPT_STATE),
     ),
     "a renewal does not compare the base": Bug(
-        patches((MemoryTransport, "renew_lease", _base_is_not_compared_when_renewing)), ("requests are as told",)
+        patches((MemoryTransport, "renew_lease", _base_is_not_compared_when_renewing)),
+        ("requests are as told", "who knows a vanished history has stopped when the log opens"),
     ),
     "a life that is over renews the lease": Bug(
         patches((MemoryTransport, "renew_lease", _zombie_renews)),
@@ -154,6 +156,6 @@ PLANTED_LIVES: Final[dict[str, Bug]] = {
     ),
 }
 """What is wrong -> a context in which it is, and the checks that notice it. Left out because something else keeps the
-promise too, so that no campaign here fails: a fence that `EngineLost` does not raise (the engine's scope refuses what it appends), a deposition that does
-not look at the lease (the keeper has), a report of another seat (the rank's lock), an old answer that vouches for a job:
-`tests/contract` and `tests/workers` hold each by itself."""
+promise too, so that no campaign here fails: a fence that `EngineLost` does not raise (the engine's scope refuses what it
+appends), a deposition that does not look at the lease (the keeper has), a report of another seat (the rank's lock), an old
+answer that vouches for a job: `tests/contract` and `tests/workers` hold each by itself."""

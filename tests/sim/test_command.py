@@ -15,7 +15,7 @@ from tests.sim.campaign import EXPECTED_OF_PERILS, EXPECTED_OF_TIERS, expected
 from tests.sim.command import simulate
 from tests.sim.planted import PLANTED
 from tests.sim.planted_tables import ONE_TIER
-from tests.sim.planting import Bug, patches
+from tests.sim.planting import Bug, Search, patches
 from tests.sim.record import EVENTS, FAULTS, Record
 from tests.sim.story import run
 
@@ -84,7 +84,7 @@ def test_events_are_no_faults() -> None:
 def test_planted_bugs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a bug that a check notices and one that nothing does, then both are in the record, and the second fails it."""
     nothing = Bug(patches(), ("lowest ids are given first",))
-    search = planted_tables.Search(runs=2, steps=20, tiers=1)
+    search = Search(runs=2, steps=20, tiers=1)
     tables = (({EASY: PLANTED[EASY]}, ONE_TIER), ({"nothing at all": nothing}, search))
     monkeypatch.setattr(planted_tables, "TABLES", tables)
 
