@@ -111,14 +111,17 @@ PLANTED_LIVES: Final[dict[str, Bug]] = {
     "the base's commit is not compared": Bug(
         patches((MemoryTransport, "_diverged", _base_is_not_compared)),
         ("a session that is over changes nothing", "one digest per position", CORRUPT_STATE),
+        first=5_070,
     ),
     "a renewal does not compare the base": Bug(
         patches((MemoryTransport, "renew_lease", _base_is_not_compared_when_renewing)),
         ("requests are as told", "who knows a vanished history has stopped when the log opens"),
+        first=5_190,
     ),
     "a life that is over renews the lease": Bug(
         patches((MemoryTransport, "renew_lease", _zombie_renews)),
         ("all comes right within the bound", "who uses a block finds its bytes in it"),
+        first=5_110,
     ),
     "the trim goes too far": Bug(
         patches((MemoryTransport, "trim", _one_too_far)), ("the log goes on from every snapshot",)
@@ -142,10 +145,12 @@ PLANTED_LIVES: Final[dict[str, Bug]] = {
     "a report counts in another life of the server": Bug(
         patches((MemoryJobs, "report", _under_another_life)),
         ("what is ready holds its bytes", "who uses a block finds its bytes in it", "a transfer finishes once"),
+        first=5_110,
     ),
     "a worker goes on copying for a vanished history": Bug(
         patches((Pulse, "vouches_for", lambda *_: True)),
         ("who works for a vanished history has stopped when the log opens",),
+        first=5_250,
     ),
     "a worker whose seat was lost does not sit down again": Bug(
         patches((JobQueue, "beat", _never_sits_again)), ("all comes right within the bound",)

@@ -15,7 +15,7 @@ from tests.sim.planted_tiers import PLANTED_TIERS
 from tests.sim.planting import Bug, Search, catch
 
 ONE_TIER: Final = Search(runs=150, steps=60, tiers=1)
-TWO_TIERS: Final = Search(runs=300, steps=100, tiers=2)
+TWO_TIERS: Final = Search(runs=600, steps=100, tiers=2)
 PERILS: Final = Search(runs=300, steps=100, tiers=2, perils=True)
 TABLES: Final[tuple[tuple[Mapping[str, Bug], Search], ...]] = (
     (PLANTED, ONE_TIER),

@@ -192,7 +192,7 @@ PLANTED_TIERS: Final[dict[str, Bug]] = {
     "a path may grow over what is still coming": Bug(
         patches((tree, "filling_on", _extended_over_what_comes)),
         ("no path grows over what is being brought",),
-        first=5_030,
+        first=5_070,
     ),
     "a failed swap-in moves no scope": Bug(
         patches((scopes, "finish_touches", _without_failures), (rebuild, "finish_touches", _without_failures)),
@@ -202,7 +202,7 @@ PLANTED_TIERS: Final[dict[str, Bug]] = {
     "who cancels does not hear that it has ended": Bug(
         patches((scopes, "finish_touches", _without_ends), (rebuild, "finish_touches", _without_ends)),
         (CORRUPT_STATE,),
-        first=5_030,
+        first=5_410,
     ),
     "ready reaches what another request computes": Bug(
         patches((decision, "_first_foreign", lambda _, request: request.path_blocks)),
@@ -244,6 +244,7 @@ PLANTED_TIERS: Final[dict[str, Bug]] = {
     "the lock of a rank is not kept: a stopped worker wakes": Bug(
         patches((Seats, "end", _nothing)),
         ("no rank copies after its report", "a worker writes blocks of its transfer only"),
+        first=5_180,
     ),
 }
 """What is wrong -> a context in which it is, and the checks that notice it."""
