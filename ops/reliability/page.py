@@ -6,12 +6,21 @@ Owns tables and wording. Sums over runs of one kind; says of nothing that it was
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
 
-from ops.reliability.results import ChaosResult, FaultResult, PlantedBug, SimulationResult, Totals, Versions
+from ops.reliability.results import (
+    ChaosResult,
+    FaultResult,
+    PlantedBug,
+    Recoveries,
+    SimulationResult,
+    Totals,
+    Versions,
+)
+from ops.reliability.shown_by_tests import TESTS
 
 TOTALS: Final[dict[str, str]] = {
     "commits_acknowledged": "commits acknowledged",
@@ -38,13 +47,29 @@ INTRODUCTION: Final = """\
 
 `make reliability` makes this page from runs; nothing on it is written by hand. A row says what happened in these runs, with
 these seeds and versions, and no more. How they work: `ops/decisions/0021-chaos.md`, `ops/chaos/__init__.py`, `tests/sim`. In
-a chaos run the seed decides which fault comes when; where it hits a process differs from run to run. A recovery is that of
-the last victim to be at work again, while further faults came. A campaign of the simulator repeats itself exactly.
+a chaos run the seed decides which fault comes when; where it hits a process differs from run to run. A campaign of the
+simulator repeats itself exactly.
+"""
+
+SLOWEST: Final = """\
+Slowest recovery: from the fault until the last process it hit did useful work again; other faults went on meanwhile.
+"""
+
+SURVIVED: Final = """\
+Survived: of the faults injected, those in runs that came to their end with every check kept and everybody at work again.
+"""
+
+CHECKS: Final = """\
+Every check, in its own words. A run ends at the first one that fails, so one run breaks one at most.
+"""
+
+SHOWN_BY_TESTS: Final = """\
+Faults that the runs above do not inject, or not in every way. Each test runs with `make test`.
 """
 
 
 def page(chaos: Sequence[ChaosResult], simulation: Sequence[SimulationResult]) -> str:
-    parts = [INTRODUCTION, *_chaos(chaos), *_simulation(simulation)]
+    parts = [INTRODUCTION, *_chaos(chaos), *_simulation(simulation), *_tests()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -89,56 +114,10 @@ def _chaos(results: Sequence[ChaosResult]) -> list[str]:
         title,
         runs,
         *_broken(broken),
+        SLOWEST,
         _faults(fault for result in results for fault in result.faults),
         _totals([result.totals for result in results]),
     ]
-
-
-# --- simulation -----------------------------------------------------------------------------------------------------
-
-
-def _simulation(results: Sequence[SimulationResult]) -> list[str]:
-    title = "## Simulation: engines, workers, keeper and log in one thread, from a seed\n"
-    if not results:
-        return [title, "Not run for this page.\n"]
-    runs = _table(
-        ("seeds", "steps each", "at", "took", "commits", "versions", "kept"),
-        [
-            (
-                f"{result.first_seed} to {result.first_seed + result.seeds - 1}",
-                result.steps,
-                result.at,
-                f"{result.duration_s:.0f} s",
-                f"{result.positions:,}",
-                _versions(result.versions),
-                _verdict(result.ok),
-            )
-            for result in results
-        ],
-    )
-    broken = [each for result in results for each in (*result.failures, *(f"{mark}: never" for mark in result.missing))]
-    planted = [bug for result in results for bug in result.planted]
-    return [
-        title,
-        runs,
-        *_broken(broken),
-        _faults(fault for result in results for fault in result.faults),
-        _totals([result.totals for result in results]),
-        *_planted(planted),
-    ]
-
-
-def _planted(bugs: Sequence[PlantedBug]) -> list[str]:
-    if not bugs:
-        return []
-    caught = sum(bool(bug.caught_by) for bug in bugs)
-    return [
-        f"### Bugs planted on purpose: {caught} of {len(bugs)} caught\n",
-        _table(("bug", "caught by", "how"), [(bug.bug, bug.caught_by or "**nothing**", bug.how) for bug in bugs]),
-    ]
-
-
-# --- both -----------------------------------------------------------------------------------------------------------
 
 
 def _faults(faults: Iterable[FaultResult]) -> str:
@@ -179,7 +158,108 @@ def _totals(totals: Sequence[Totals]) -> str:
     counts: Counter[str] = Counter()
     for each in totals:
         counts.update(attrs.asdict(each))
-    return _table(("over all of them", "count"), [(words, f"{counts[name]:,}") for name, words in TOTALS.items()])
+    return _counts("over all of them", {words: counts[name] for name, words in TOTALS.items()})
+
+
+# --- simulation -----------------------------------------------------------------------------------------------------
+
+
+def _simulation(results: Sequence[SimulationResult]) -> list[str]:
+    title = "## Simulation: engines, workers, keeper and log in one thread, from a seed\n"
+    if not results:
+        return [title, "Not run for this page.\n"]
+    runs = _table(
+        ("seeds", "steps each", "at", "took", "commits", "versions", "kept"),
+        [
+            (
+                f"{result.first_seed} to {result.first_seed + result.seeds - 1}",
+                result.steps,
+                result.at,
+                f"{result.duration_s:.0f} s",
+                f"{result.positions:,}",
+                _versions(result.versions),
+                _verdict(result.ok),
+            )
+            for result in results
+        ],
+    )
+    broken = [each for result in results for each in (*result.failures, *(f"{mark}: never" for mark in result.missing))]
+    events = _summed(result.events for result in results)
+    return [
+        title,
+        runs,
+        *_broken(broken),
+        SURVIVED,
+        _simulated_faults(results),
+        _counts("what else came of it", events),
+        _recoveries([result.recoveries for result in results]),
+        _counts("over all of them", _summed(result.totals for result in results)),
+        CHECKS,
+        _checks(results),
+        *_planted([bug for result in results for bug in result.planted]),
+    ]
+
+
+def _simulated_faults(results: Sequence[SimulationResult]) -> str:
+    injected = _summed({each.fault: each.injected for each in result.faults} for result in results)
+    survived = _summed({each.fault: each.survived for each in result.faults} for result in results)
+    rows = [(fault, f"{count:,}", f"{survived[fault]:,}") for fault, count in injected.items()]
+    return _table(("fault", "injected", "survived"), rows)
+
+
+def _recoveries(recoveries: Sequence[Recoveries]) -> str:
+    """The slowest of all, beside its bound."""
+    measured = sum(each.measured for each in recoveries)
+    if not measured:
+        return "No recovery was measured.\n"
+    slowest, bound = max(each.slowest_s for each in recoveries), max(each.bound_s for each in recoveries)
+    return (
+        f"When faults had stopped all came right {measured:,} times, in {slowest:.1f} simulated seconds at the slowest; the "
+        f"bound is {bound:.1f} (`LONGEST_RECOVERY_S`).\n"
+    )
+
+
+def _checks(results: Sequence[SimulationResult]) -> str:
+    made = _summed({each.check: each.made for each in result.checks} for result in results)
+    broken = _summed({each.check: each.broken for each in result.checks} for result in results)
+    rows = [(check, f"{made[check]:,}", f"{broken[check]:,}") for check in sorted(made)]
+    return _table(("check", "made", "broken"), rows)
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """In the order in which they come up; what is 0 stays."""
+    found: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+def _planted(bugs: Sequence[PlantedBug]) -> list[str]:
+    title = "### Bugs planted on purpose"
+    if not bugs:
+        return [f"{title}\n", "Not run for this page.\n"]
+    caught = sum(bool(bug.caught_by) for bug in bugs)
+    rows = [(bug.bug, bug.caught_by or "**nothing**", "" if bug.seed is None else bug.seed) for bug in bugs]
+    return [
+        f"{title}: {caught} of {len(bugs)} caught by the simulator\n",
+        _table(("bug", "the check that caught it", "seed"), rows),
+    ]
+
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+
+
+def _tests() -> list[str]:
+    rows = [(fault, "<br>".join(f"`{test}`" for test in tests)) for fault, tests in TESTS.items()]
+    return ["## Shown by tests\n", SHOWN_BY_TESTS, _table(("fault", "test"), rows)]
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def _counts(head: str, counts: Mapping[str, int]) -> str:
+    return _table((head, "count"), [(words, f"{count:,}") for words, count in counts.items()])
 
 
 def _broken(sentences: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run leaves behind for `ops/RELIABILITY.md`: records, and the JSON files they travel in.
 
-Owns the schema, for both kinds of run, and its reading: a file of another kind or another schema is refused, never
+Owns the schemas of both kinds of run, and their reading: a file of another kind or another schema is refused, never
 guessed at. Knows no run.
 
     chaos.json        ChaosResult        real processes, a real Redis, a network that fails (ops/chaos)
@@ -26,7 +26,6 @@ import orjson
 
 from events.errors import InvalidInput
 
-SCHEMA: Final = 1
 CHAOS: Final = "chaos"
 SIMULATION: Final = "simulation"
 
@@ -41,7 +40,7 @@ class FaultResult:
         fault: in words, as reliability.md lists it or more exactly.
         injected: how often it happened.
         survived: after how many of them everything affected went on.
-        checks: how many checks were made that could have shown damage by it; 0 where only the totals were checked.
+        checks: how many recoveries from it were measured; 0 where only the totals were checked.
         violations: how many of them did.
         slowest_recovery_s: from the fault to the last one affected being at work again; None where nobody measured.
     """
@@ -155,13 +154,56 @@ class PlantedBug:
 
     Attributes:
         bug: what is wrong, in words.
-        caught_by: the level that caught it: "unit", "golden", "contract", "simulation", "chaos" …; "" if nothing did.
-        how: what noticed, in a few words: a check, an invariant, a test; with the seed where there is one.
+        caught_by: the check that noticed, in its own words; "" if none did.
+        seed: in which run it did; None if none did.
     """
 
     bug: str
     caught_by: str
-    how: str = ""
+    seed: int | None
+
+
+@attrs.frozen
+class SimulatedFault:
+    """One kind of fault in a campaign.
+
+    Attributes:
+        fault: in words, as reliability.md lists it or more exactly.
+        injected: how often it happened.
+        survived: of those, how many in runs that came to their end with every check kept and everybody at work again.
+    """
+
+    fault: str
+    injected: int
+    survived: int
+
+
+@attrs.frozen
+class CheckResult:
+    """One check of the simulator.
+
+    Attributes:
+        check: what must hold, in words.
+        made: how often it was looked at.
+        broken: runs that it ended. A run ends at the first check that fails.
+    """
+
+    check: str
+    made: int
+    broken: int
+
+
+@attrs.frozen
+class Recoveries:
+    """What came right after all faults of a run had stopped: everybody agrees, nothing is open, the dead are declared lost.
+
+    Attributes:
+        measured: how many. slowest_s, bound_s: in simulated seconds.
+    """
+
+    measured: int
+    slowest_s: float
+    bound_s: float
 
 
 @attrs.frozen
@@ -172,10 +214,12 @@ class SimulationResult:
         first_seed, seeds: the seeds that ran are first_seed … first_seed + seeds - 1.
         steps: of each seed.
         positions: commits that landed in all of them.
-        marks: how often each thing that must occur did: commands, refusals, faults, turns, ends.
-        faults: the marks that are faults, one line each.
+        marks: how often each thing that occurred did: commands, refusals, faults, turns, ends.
+        faults: the marks that are faults. events: those that are not, and are worth a line.
+        checks: every check that was made.
+        totals: words -> count, counted where it happened or where it was checked.
         failures: seeds that failed, in words.
-        missing: marks that never occurred.
+        missing: marks that must occur and never did.
     """
 
     first_seed: int
@@ -186,8 +230,11 @@ class SimulationResult:
     versions: Versions
     positions: int
     marks: dict[str, int]
-    faults: tuple[FaultResult, ...]
-    totals: Totals
+    faults: tuple[SimulatedFault, ...]
+    events: dict[str, int]
+    recoveries: Recoveries
+    checks: tuple[CheckResult, ...]
+    totals: dict[str, int]
     planted: tuple[PlantedBug, ...]
     failures: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -197,12 +244,14 @@ class SimulationResult:
         return not self.failures and not self.missing and all(bug.caught_by for bug in self.planted)
 
 
-_KINDS: Final[Mapping[type, str]] = {ChaosResult: CHAOS, SimulationResult: SIMULATION}
+_KINDS: Final[Mapping[type, tuple[str, int]]] = {ChaosResult: (CHAOS, 1), SimulationResult: (SIMULATION, 2)}
+"""Kind and schema."""
 
 
 def to_json(result: ChaosResult | SimulationResult) -> bytes:
     """The file's content."""
-    told = {"kind": _KINDS[type(result)], "schema": SCHEMA, "ok": result.ok, **attrs.asdict(result)}
+    kind, schema = _KINDS[type(result)]
+    told = {"kind": kind, "schema": schema, "ok": result.ok, **attrs.asdict(result)}
     return orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -218,8 +267,8 @@ def from_json(content: bytes, kind: type[Result]) -> Result:
     if not isinstance(told, dict):
         raise InvalidInput(f"not a result: {content!r:.80}")
     stated = (told.pop("kind", None), told.pop("schema", None))
-    if stated != (_KINDS[kind], SCHEMA):
-        raise InvalidInput(f"a result of kind and schema {stated}, not {(_KINDS[kind], SCHEMA)}")
+    if stated != _KINDS[kind]:
+        raise InvalidInput(f"a result of kind and schema {stated}, not {_KINDS[kind]}")
     told.pop("ok", None)  # it follows from the rest
     made = _made(kind, told, kind.__name__)
     assert isinstance(made, kind)

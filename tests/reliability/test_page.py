@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import attrs
+import pytest
 
+from ops.reliability import command
 from ops.reliability.page import TOTALS, page
-from ops.reliability.results import FaultResult, PlantedBug, Totals, to_json
+from ops.reliability.results import (
+    CheckResult,
+    FaultResult,
+    PlantedBug,
+    Recoveries,
+    SimulatedFault,
+    Totals,
+    to_json,
+)
+from ops.reliability.shown_by_tests import TESTS
 from tests.reliability.test_results import CHAOS, NOTHING, SIMULATION
 
 
@@ -37,23 +49,72 @@ def test_runs_are_summed_up() -> None:
     assert "Redis 7.0.15" in told
 
 
+def test_campaigns_are_summed_up() -> None:
+    """Given two campaigns, what each counted is added up, with the slowest recovery once, and nothing that nobody measured
+    is a 0."""
+    other = attrs.evolve(
+        SIMULATION,
+        faults=(SimulatedFault("lost reply", 10, 10),),
+        recoveries=Recoveries(100, 31.0, 70.0),
+        checks=(CheckResult("one digest per position", 1_000, 1),),
+    )
+    told = page([], [SIMULATION, other])
+
+    assert "| lost reply | 100 | 98 |\n" in told
+    assert "| arrivals: all | 1,400 |" in told
+    assert "| one digest per position | 21,000 | 1 |" in told
+    assert "| commits acknowledged | 18,000 |" in told
+    assert "all came right 400 times, in 31.0 simulated seconds at the slowest; the bound is 70.0" in told
+    assert "| no fence check | a session that is over changes nothing | 5003 |" in told
+    assert "recoveries measured" not in told
+
+
+@pytest.mark.parametrize("test", [test for tests in TESTS.values() for test in tests])
+def test_what_tests_show_is_shown_by_tests_that_exist(test: str) -> None:
+    """Given a test named on the page, it is there, by that name."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((Path(__file__).parents[2] / file).read_text())
+
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert f"`{test}`" in page([], [])
+
+
+def test_everything_is_run_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given no results of earlier runs, a chaos run is made, and minutes of the simulator over many seeds to the end of
+    all, then the planted bugs: one seed would show nothing about what did not occur in it."""
+    lines: list[list[str]] = []
+
+    def run(line: list[str], *, check: bool) -> None:  # noqa: ARG001
+        lines.append(line)
+        result = CHAOS if "chaos" in line else SIMULATION
+        Path(line[-1]).write_bytes(to_json(result))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        command.command.main(["--out", str(tmp_path / "page.md")], standalone_mode=False)
+
+    assert ended.value.code == 0
+    assert [line[3:-2] for line in lines] == [["chaos"], ["simulate", "--minutes", "3", "--keep-going", "--planted"]]
+
+
 def test_what_failed_stands_there() -> None:
     """Given a run with a violation and a campaign with a bug nobody caught, the page says so."""
     told = page(
         [attrs.evolve(CHAOS, violations=("commit 3 is lost",), missing=("29 kills, of 30",))],
-        [attrs.evolve(SIMULATION, failures=("seed 4: digest",), planted=(PlantedBug("free | early", ""),))],
+        [attrs.evolve(SIMULATION, failures=("seed 4: digest",), planted=(PlantedBug("free | early", "", None),))],
     )
 
     assert told.count("**not all**") == 2
     for sentence in ("seed 7: commit 3 is lost", "seed 7: 29 kills, of 30", "seed 4: digest", "0 of 1 caught"):
         assert sentence in told
-    assert "| free \\| early | **nothing** |" in told
+    assert "| free \\| early | **nothing** |  |" in told
 
 
 def test_what_was_not_run_is_not_claimed() -> None:
     told = page([], [])
 
     assert told.count("Not run for this page.") == 2
+    assert "Not run for this page." in page([], [attrs.evolve(SIMULATION, planted=())])
     assert "all promises" not in told
 
 

@@ -11,8 +11,11 @@ import pytest
 from events.errors import InvalidInput
 from ops.reliability.results import (
     ChaosResult,
+    CheckResult,
     FaultResult,
     PlantedBug,
+    Recoveries,
+    SimulatedFault,
     SimulationResult,
     Totals,
     Versions,
@@ -45,9 +48,12 @@ SIMULATION = SimulationResult(
     versions=Versions.here(),
     positions=9000,
     marks={"conflict": 3},
-    faults=(FaultResult("lost reply", 90, 90),),
-    totals=NOTHING,
-    planted=(PlantedBug("no fence check", "simulation", "seed 3: digest"),),
+    faults=(SimulatedFault("lost reply", 90, 88),),
+    events={"arrivals: all": 700},
+    recoveries=Recoveries(300, 27.5, 70.0),
+    checks=(CheckResult("one digest per position", 20_000, 0),),
+    totals={"commits acknowledged": 9000},
+    planted=(PlantedBug("no fence check", "a session that is over changes nothing", 5003),),
 )
 
 
@@ -95,4 +101,4 @@ def test_a_result_is_as_good_as_its_worst_part() -> None:
     assert not attrs.evolve(CHAOS, missing=("kills: 29 of 30",)).ok
     assert not attrs.evolve(SIMULATION, failures=("seed 4",)).ok
     assert not attrs.evolve(SIMULATION, missing=("conflict",)).ok
-    assert not attrs.evolve(SIMULATION, planted=(PlantedBug("no fence check", ""),)).ok
+    assert not attrs.evolve(SIMULATION, planted=(PlantedBug("no fence check", "", None),)).ok

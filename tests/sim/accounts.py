@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import attrs
 
 from events import facts as f
@@ -17,7 +19,12 @@ class Violation(AssertionError):
         self.check = check
 
 
+checks_made: Counter[str] = Counter()
+"""How often each check was made since the run at hand began."""
+
+
 def require(holds: bool, check: str, detail: object = "") -> None:
+    checks_made[check] += 1
     if not holds:
         raise Violation(check, str(detail))
 

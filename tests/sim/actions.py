@@ -195,8 +195,8 @@ class Actions(TierActions):
             mine.update(held.table[held.begin :] if held.waits else held.table)  # a path that waits may have been cut
         return mine & set(blocks)
 
-    def extend(self, name: str | None = None, *, whole: bool = False) -> None:
-        """`whole`: all that is known, and it is ready."""
+    def extend(self, name: str | None = None, *, whole: bool = False, blocks: int | None = None) -> None:
+        """`whole`: all that is known, and it is ready. `blocks`: so far, and not as chance has it."""
         process, choices = self.process, self.choices
         name, held = self._live() if name is None else (name, process.model.requests[name])
         room = len(held.private)
@@ -205,8 +205,7 @@ class Actions(TierActions):
             more = tokens_of(self._symbols(room, choices.chance(50)))
             more = more[: 1 + choices.draw(len(more))] if choices.chance(20) else more
         sequence = held.sequence.extend(more)
-        blocks = None
-        if whole:
+        if whole or blocks is not None:
             pass
         elif sequence.blocks > held.path + room and not choices.chance(15):
             blocks = held.path + choices.draw(room + 1)

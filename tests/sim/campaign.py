@@ -99,6 +99,13 @@ WORKERS_AND_LIVES = (
 EXPECTED_OF_PERILS = (*SERVER, *LIVES, *KEEPERS, *WORKERS_AND_LIVES)
 
 
+def expected(tiers: int | None, perils: bool | None) -> tuple[str, ...]:
+    """What must occur, as `statecore simulate` was told to have it: with so many tiers, with or without perils."""
+    between, among = tiers != 1, tiers != 1 and perils is not False
+    marks = (*EXPECTED, *(EXPECTED_OF_TIERS if between else ()), *(EXPECTED_OF_PERILS if among else ()))
+    return tuple(dict.fromkeys(marks))
+
+
 @attrs.define
 class Campaign:
     """What came of many runs."""

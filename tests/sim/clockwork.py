@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STEP_S: Final = 1.0
 NOT_RENEWED_PERCENT: Final = 12
+HEARD_AT_LAST_PERCENT: Final = 30
 
 
 class Clockwork:
@@ -69,6 +70,15 @@ class Clockwork:
                     self._renew(process)
             if self.seats is not None and not deaf:
                 self.seats.beat()
+
+    def may_be_heard(self, engine: str) -> None:
+        """It gave no sign of life for long; in the last moment it may go on, if it was stopped, and renew its lease."""
+        for process in self.processes if self._world.choices.chance(HEARD_AT_LAST_PERCENT) else ():
+            stopped_in_a_call = process.paused and process.busy
+            if process.engine == engine and process.alive_in_log() and not process.dead and not stopped_in_a_call:
+                self._world.tell(f"{process.name} is heard at last")
+                process.paused = False
+                self._renew(process)
 
     def _renew(self, process: Process) -> None:
         if (

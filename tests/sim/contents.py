@@ -113,8 +113,8 @@ class Contents:
         expected = bytes_of(block_hash)
         for rank in range(self.ranks):
             found = self.read(pool, rank, block)
-            if found != expected:
-                require(False, promise, (pool, block, rank, self.told(found)))
+            well = found == expected
+            require(well, promise, "" if well else (pool, block, rank, self.told(found)))
 
     def check_engine_may_write(self, engine: str, pool: str, block: int) -> None:
         """Its own requests' blocks, those it holds, and those of its path that it is computing."""

@@ -18,6 +18,7 @@ from events.ports import (
     Fenced,
     Head,
     Job,
+    RawAppended,
     RawConflicted,
     RawReply,
     Record,
@@ -164,6 +165,8 @@ class FaultyTransport:
         self._interlude(process)
         if world.perils and world.choices.chance(STALL_PERCENT):
             self._stall()
+        for silent in lapsed:
+            world.clockwork.may_be_heard(silent)
         fault = self._fault()
         if fault != NONE:
             world.tell(f"{process.name}: {fault}, commit {record.commit_id}")
@@ -187,6 +190,8 @@ class FaultyTransport:
             raise
         if fault == LOST_REPLY:
             raise OutcomeUnknown("simulated: lost reply", record.commit_id)
+        if isinstance(reply, RawAppended):
+            world.acknowledged[record.commit_id] = reply.position
         if isinstance(reply, RawConflicted | Behind) and process.explicit:
             process.redecided = True
         return reply

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 KEEPERS: Final = 2
 EVERY: Final = (4, 6, 9)
 SNAPSHOT_FAULTS: Final = (
-    (88, "none"),
+    (86, "none"),
     (2, "lost request"),
     (2, "lost reply"),
-    (1, "death before"),
-    (1, "death after"),
+    (2, "death before"),
+    (2, "death after"),
     (6, "others"),
     (2, "rots"),
 )

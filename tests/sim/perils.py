@@ -36,10 +36,10 @@ class Perils:
             (
                 (40, "keeper"),
                 (26, "time"),
-                (5, "roll back"),
-                (3, "restart"),
+                (7 if not world.late else 20, "roll back"),
+                (4, "restart"),
                 (9, "stop"),
-                (6, "kill"),
+                (8, "kill"),
                 (7, "rot"),
                 (1, "sleep"),
             )
@@ -144,7 +144,7 @@ class Perils:
                 story.seats.work_off()
             for process in [*story.zombies, *story.current.values()] if not all_have_left else ():
                 self._carries_on(process)
-        world.slowest_recovery_s = max(world.slowest_recovery_s, world.clock - begun)
+        world.recoveries.append(world.clock - begun)
 
     def _carries_on(self, process: Process) -> None:
         """Finds out, begins anew if its life is over, reads on."""

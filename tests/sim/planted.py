@@ -1,14 +1,13 @@
 """Bugs put in on purpose. A campaign that does not find them would not find their like either.
 
-Owns a table: what is wrong -> how to make it so. Each entry patches the machine or the log for the length of a `with`.
+Owns a table: what is wrong -> how to make it so, and which checks notice it. Each entry patches the machine or the log for
+the length of a `with`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
-from unittest import mock
 
 from events.errors import OutcomeUnknown, Unavailable
 from events.facts import BlockRanges, BlocksRecycled, Fact
@@ -23,20 +22,7 @@ from statecore.life import Life
 from statecore.replica import Replica
 from statecore.session import Session
 from statecore.step import Step
-
-Patch = tuple[object, str, object]
-
-
-def patches(*patches: Patch) -> Callable[[], Any]:
-    @contextmanager
-    def planted() -> Iterator[None]:
-        with ExitStack() as stack:
-            for target, name, value in patches:
-                stack.enter_context(mock.patch.object(target, name, value))
-            yield
-
-    return planted
-
+from tests.sim.planting import CORRUPT_STATE, Bug, patches
 
 # --- the log --------------------------------------------------------------------------------------------------------
 
@@ -154,41 +140,77 @@ def _nothing(*_: Any) -> None:
 
 _evolve_recycled = {**evolve._EVOLVE, BlocksRecycled: _recycled_but_kept}
 
-PLANTED: Final[dict[str, Callable[[], Any]]] = {
-    "pool scopes are not checked": patches((step, "scopes_of", _scopes_without("pool:"))),
-    "the own engine's scope is not checked": patches((step, "scopes_of", _scopes_without("engine:"))),
-    "the index scope is not checked": patches((step, "scopes_of", _scopes_without("index"))),
-    "neither the log nor the session looks who is alive": patches(
-        (MemoryTransport, "append", _without_fence()), (Life, "notice", _nothing)
+PLANTED: Final[dict[str, Bug]] = {
+    "pool scopes are not checked": Bug(patches((step, "scopes_of", _scopes_without("pool:"))), (CORRUPT_STATE,)),
+    "the own engine's scope is not checked": Bug(
+        patches((step, "scopes_of", _scopes_without("engine:"))), ("a commit lands once",)
     ),
-    "a lost reply is taken for a failure": patches((EventLog, "_append_once", _lost_reply_is_failure())),
-    "acknowledged before it is appended": patches((EventLog, "append", _acknowledged_before_appended())),
-    "the own commit is not looked for": patches((EventLog, "_find", _nothing)),
-    "nothing is undone before what was missed": patches((Replica, "undo", _nothing)),
-    "a gap among arrivals is not noticed": patches((Session, "_catch_up_with_arrived", _gaps_are_nothing)),
-    "a deletion is not undone": patches((Journal, "drop", _drop_unrecorded)),
-    "memos are not undone": patches((Step, "undo_memos", _nothing)),
-    "an answer is not corrected": patches((Answers, "allocation", _filled_once())),
-    "places are named by node id": patches(
-        (tree, "place", lambda _, node: node.id), (eviction, "place", lambda _, node: node.id)
+    "the index scope is not checked": Bug(patches((step, "scopes_of", _scopes_without("index"))), (CORRUPT_STATE,)),
+    "neither the log nor the session looks who is alive": Bug(
+        patches((MemoryTransport, "append", _without_fence()), (Life, "notice", _nothing)),
+        ("a session that is over changes nothing", "requests are as told"),
     ),
-    "another's unfinished blocks are matched": patches((tree, "longest_match", _matches_foreign_pending())),
-    "scheduled blocks are ready at once": patches(
-        (decide, "computed_meanwhile", _ready_at_once), (assign, "computed_meanwhile", _ready_at_once)
+    "a lost reply is taken for a failure": Bug(
+        patches((EventLog, "_append_once", _lost_reply_is_failure())), ("what was refused is not in the log",)
     ),
-    "unfinished blocks are kept": patches((tree, "drop_unfinished", lambda *_: ())),
-    "pinned copies are evicted": patches(
-        (state.Copy, "evictable", property(lambda copy: copy.branches == 0 and copy.pending is None)),
-        (tree, "pin_copy", _nothing),
+    "acknowledged before it is appended": Bug(
+        patches((EventLog, "append", _acknowledged_before_appended())), ("commits are counted",)
     ),
-    "branches are not counted": patches((tree, "_count_branch", _nothing)),
-    "recycled blocks stay in the table": patches((evolve, "_EVOLVE", _evolve_recycled)),
-    "release forgets duplicates": patches(
-        (decide, "private_ranges", _only_private), (evolve, "private_ranges", _only_private)
+    "the own commit is not looked for": Bug(
+        patches((EventLog, "_find", _nothing)),
+        ("resolve tells the truth", "what was refused is not in the log", "a call lands once"),
     ),
-    "highest ids are given first": patches((BlockSet, "lowest", _highest)),
-    "more is evicted than is missing": patches((tiers, "choose_victims", _one_too_many)),
+    "nothing is undone before what was missed": Bug(
+        patches((Replica, "undo", _nothing)),
+        (CORRUPT_STATE, "one digest per position"),
+    ),
+    "a gap among arrivals is not noticed": Bug(
+        patches((Session, "_catch_up_with_arrived", _gaps_are_nothing)),
+        ("one digest per position", CORRUPT_STATE),
+    ),
+    "a deletion is not undone": Bug(
+        patches((Journal, "drop", _drop_unrecorded)),
+        ("one digest per position", CORRUPT_STATE),
+    ),
+    "memos are not undone": Bug(patches((Step, "undo_memos", _nothing)), ("an undone step is forgotten",)),
+    "an answer is not corrected": Bug(patches((Answers, "allocation", _filled_once())), ("tables are as told",)),
+    "places are named by node id": Bug(
+        patches((tree, "place", lambda _, node: node.id), (eviction, "place", lambda _, node: node.id)),
+        (CORRUPT_STATE,),
+    ),
+    "another's unfinished blocks are matched": Bug(
+        patches((tree, "longest_match", _matches_foreign_pending())), (CORRUPT_STATE,)
+    ),
+    "scheduled blocks are ready at once": Bug(
+        patches((decide, "computed_meanwhile", _ready_at_once), (assign, "computed_meanwhile", _ready_at_once)),
+        ("no block is ready in the step that schedules it",),
+    ),
+    "unfinished blocks are kept": Bug(
+        patches((tree, "drop_unfinished", lambda *_: ())),
+        ("the invariants hold", CORRUPT_STATE),
+    ),
+    "pinned copies are evicted": Bug(
+        patches(
+            (state.Copy, "evictable", property(lambda copy: copy.branches == 0 and copy.pending is None)),
+            (tree, "pin_copy", _nothing),
+        ),
+        ("the invariants hold",),
+    ),
+    "branches are not counted": Bug(patches((tree, "_count_branch", _nothing)), ("the invariants hold",)),
+    "recycled blocks stay in the table": Bug(
+        patches((evolve, "_EVOLVE", _evolve_recycled)),
+        ("free blocks are as counted", "tables are as told", "the invariants hold"),
+    ),
+    "release forgets duplicates": Bug(
+        patches((decide, "private_ranges", _only_private), (evolve, "private_ranges", _only_private)),
+        ("release frees what is its own", "the invariants hold"),
+    ),
+    "highest ids are given first": Bug(patches((BlockSet, "lowest", _highest)), ("lowest ids are given first",)),
+    "more is evicted than is missing": Bug(
+        patches((tiers, "choose_victims", _one_too_many)), ("no more is evicted than is missing",)
+    ),
 }
-"""What is wrong -> a context in which it is. Left out because no promise is broken by it: another order of eviction
-(policy), losing the background follower's entries (they are read from the log). Fence and session check are planted
-together: each alone keeps a life that is over from changing anything; `tests/contract` holds the fence by itself."""
+"""What is wrong -> a context in which it is, and the checks that notice it. Left out because no promise is broken by it:
+another order of eviction (policy), losing the background follower's entries (they are read from the log). Fence and session
+check are planted together: each alone keeps a life that is over from changing anything; `tests/contract` holds the fence by
+itself."""

@@ -5,7 +5,6 @@ Owns a table like that of `planted.py`. A campaign with perils that does not fin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -19,7 +18,7 @@ from events.ports import Base, Diverged, Renewed
 from events.transport import Published
 from statecore import administer
 from statecore.session import Session
-from tests.sim.planted import patches
+from tests.sim.planting import CORRUPT_STATE, Bug, patches
 from workers.pulse import Pulse
 from workers.snapshotting import Snapshotting
 
@@ -98,37 +97,70 @@ def _memory_is_not_dropped(*_: Any) -> list[Any]:
     return []
 
 
-PLANTED_LIVES: Final[dict[str, Callable[[], Any]]] = {
-    "no barrier after a new life of the server": patches((MemoryTransport, "closed_for", _always_open)),
-    "the barrier is shorter than a lease": patches((limits, "BARRIER_S", 1.0)),
-    "the base's commit is not compared": patches((MemoryTransport, "_diverged", _base_is_not_compared)),
-    "a renewal does not compare the base": patches(
-        (MemoryTransport, "renew_lease", _base_is_not_compared_when_renewing)
+PLANTED_LIVES: Final[dict[str, Bug]] = {
+    "no barrier after a new life of the server": Bug(
+        patches((MemoryTransport, "closed_for", _always_open)),
+        (
+            "who knows a vanished history has stopped when the log opens",
+            "who works for a vanished history has stopped when the log opens",
+        ),
     ),
-    "a life that is over renews the lease": patches((MemoryTransport, "renew_lease", _zombie_renews)),
-    "the trim goes too far": patches((MemoryTransport, "trim", _one_too_far)),
-    "the trim goes up to the newest snapshot": patches((MemorySnapshots, "publish", _margin_from_the_new_one)),
-    "the pointer is moved to a blob that is not whole": patches((MemorySnapshots, "publish", _pointer_before_the_blob)),
-    "a snapshot is not read back": patches((Snapshotting, "_unsound", lambda *_: "")),
-    "a keeper on a vanished history publishes": patches((MemorySnapshots, "publish", _vanished_branch_publishes)),
-    "a restored replica passes over the first entry of the tail": patches(
-        (Session, "_start_from", _restored_without_its_tail)
+    "the barrier is shorter than a lease": Bug(
+        patches((limits, "BARRIER_S", 1.0)), ("who knows a vanished history has stopped when the log opens",)
     ),
-    "a report counts in another life of the server": patches((MemoryJobs, "report", _under_another_life)),
-    "a worker goes on copying for a vanished history": patches((Pulse, "vouches_for", lambda *_: True)),
-    "a worker whose seat was lost does not sit down again": patches((JobQueue, "beat", _never_sits_again)),
-    "memory that died with its engine is not dropped": patches((administer, "_dropped", _memory_is_not_dropped)),
+    "the base's commit is not compared": Bug(
+        patches((MemoryTransport, "_diverged", _base_is_not_compared)),
+        ("a session that is over changes nothing", "one digest per position", CORRUPT_STATE),
+        first=5_070,
+    ),
+    "a renewal does not compare the base": Bug(
+        patches((MemoryTransport, "renew_lease", _base_is_not_compared_when_renewing)),
+        ("requests are as told", "who knows a vanished history has stopped when the log opens"),
+        first=5_190,
+    ),
+    "a life that is over renews the lease": Bug(
+        patches((MemoryTransport, "renew_lease", _zombie_renews)),
+        ("all comes right within the bound", "who uses a block finds its bytes in it"),
+        first=5_110,
+    ),
+    "the trim goes too far": Bug(
+        patches((MemoryTransport, "trim", _one_too_far)), ("the log goes on from every snapshot",)
+    ),
+    "the trim goes up to the newest snapshot": Bug(
+        patches((MemorySnapshots, "publish", _margin_from_the_new_one)),
+        ("what is kept is not called trimmed", CORRUPT_STATE),
+    ),
+    "the pointer is moved to a blob that is not whole": Bug(
+        patches((MemorySnapshots, "publish", _pointer_before_the_blob)), (CORRUPT_STATE,)
+    ),
+    "a snapshot is not read back": Bug(
+        patches((Snapshotting, "_unsound", lambda *_: "")), ("what does not give the state back is not published",)
+    ),
+    "a keeper on a vanished history publishes": Bug(
+        patches((MemorySnapshots, "publish", _vanished_branch_publishes)), ("a snapshot is of the log's history",)
+    ),
+    "a restored replica passes over the first entry of the tail": Bug(
+        patches((Session, "_start_from", _restored_without_its_tail)), ("one digest per position",)
+    ),
+    "a report counts in another life of the server": Bug(
+        patches((MemoryJobs, "report", _under_another_life)),
+        ("what is ready holds its bytes", "who uses a block finds its bytes in it", "a transfer finishes once"),
+        first=5_110,
+    ),
+    "a worker goes on copying for a vanished history": Bug(
+        patches((Pulse, "vouches_for", lambda *_: True)),
+        ("who works for a vanished history has stopped when the log opens",),
+        first=5_250,
+    ),
+    "a worker whose seat was lost does not sit down again": Bug(
+        patches((JobQueue, "beat", _never_sits_again)), ("all comes right within the bound",)
+    ),
+    "memory that died with its engine is not dropped": Bug(
+        patches((administer, "_dropped", _memory_is_not_dropped)),
+        ("what is ready holds its bytes", "who uses a block finds its bytes in it"),
+    ),
 }
-"""What is wrong -> a context in which it is. Left out because something else keeps the promise too, so that no campaign
-here fails: a fence that `EngineLost` does not raise (the engine's scope refuses what it appends), a deposition that does
-not look at the lease (the keeper has), a report of another seat (the rank's lock), an old answer that vouches for a job:
-`tests/contract` and `tests/workers` hold each by itself."""
-
-SEARCH_BEGINS: Final = {
-    "no barrier after a new life of the server": 5_030,
-    "a keeper on a vanished history publishes": 5_040,
-    "a life that is over renews the lease": 5_140,
-    "a report counts in another life of the server": 5_130,
-    "a worker goes on copying for a vanished history": 5_110,
-}
-"""First seed to try, where the search would take long otherwise; elsewhere 5,000."""
+"""What is wrong -> a context in which it is, and the checks that notice it. Left out because something else keeps the
+promise too, so that no campaign here fails: a fence that `EngineLost` does not raise (the engine's scope refuses what it
+appends), a deposition that does not look at the lease (the keeper has), a report of another seat (the rank's lock), an old
+answer that vouches for a job: `tests/contract` and `tests/workers` hold each by itself."""

@@ -5,7 +5,6 @@ Owns a table like that of `planted.py`. A campaign with two tiers that does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -17,7 +16,7 @@ from statecore import decision, evolve, ranges, scopes, transfers, tree
 from statecore.outcomes import Outcomes
 from statecore.results import DONE, TransferState
 from statecore.state import CPU, GPU
-from tests.sim.planted import patches
+from tests.sim.planting import CORRUPT_STATE, Bug, patches
 from tests.sim.seats import Seats
 from workers import rebuild, swap
 
@@ -136,25 +135,27 @@ def _upside_down(transfer: Any, pool: str, blocks_of: Any = rebuild._blocks) -> 
     return ranges.of_ids(ranges.ids(blocks)[::-1]) if pool == transfer.destination else blocks
 
 
+_step = swap.step
+
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def _reports_first(jobs: Any, delivery: Any, mover: Any, totals: Any, say: Any) -> None:  # noqa: ARG001
+def _reports_first(jobs: Any, delivery: Any, mover: Any, *_: Any) -> None:
     jobs.finish(delivery, True)
     if not delivery.reported:
         swap.step(delivery.job, mover)
 
 
-def _failure_is_success(job: Any, mover: Any, step: Any = swap.step) -> Any:
-    return attrs.evolve(step(job, mover), reason="")
+def _failure_is_success(job: Any, mover: Any, *vouched: Any) -> Any:
+    return attrs.evolve(_step(job, mover, *vouched), reason="")
 
 
-def _all_but_the_last(job: Any, mover: Any, step: Any = swap.step) -> Any:
+def _all_but_the_last(job: Any, mover: Any, *vouched: Any) -> Any:
     """A copy that forgets the end of a long run."""
     count = ranges.count(job.source_blocks)
     source, _ = ranges.split(job.source_blocks, max(1, count - 1))
     destination, _ = ranges.split(job.destination_blocks, max(1, count - 1))
-    return step(attrs.evolve(job, source_blocks=source, destination_blocks=destination), mover)
+    return _step(attrs.evolve(job, source_blocks=source, destination_blocks=destination), mover, *vouched)
 
 
 def _nothing(*_: Any) -> None:
@@ -164,45 +165,86 @@ def _nothing(*_: Any) -> None:
 _HOST_MATCHES = ((tree, "host_match", _fetched_while_written),)
 _EVOLVE_READY = {**evolve._EVOLVE, TransferStarted: _ready_at_the_start}
 
-PLANTED_TIERS: Final[dict[str, Callable[[], Any]]] = {
-    "the destination is freed before the transfer has ended": patches((transfers, "_quarantine", _freed_at_once)),
-    "the source of a swap-out is not pinned": patches((tree, "add_ref", _unpinned_source(GPU))),
-    "the host copy a swap-in reads is not pinned": patches((tree, "add_ref", _unpinned_source(CPU))),
-    "a rescued copy goes all the same": patches((transfers, "_succeed", _gone_whoever_uses_it)),
-    "what has left is kept": patches((transfers, "_succeed", _never_gone)),
-    "the scope of what is leaving is not checked": patches((scopes, "_uses_what_is_leaving", lambda *_: False)),
-    "a transfer's destination is ready at its start": patches((evolve, "_EVOLVE", _EVOLVE_READY)),
-    "what is still being written to the host is fetched": patches(*_HOST_MATCHES),
-    "a wait is told done while it goes on": patches((Outcomes, "of", _told_at_once)),
-    "a path may grow over what is still coming": patches((tree, "filling_on", _extended_over_what_comes)),
-    "a failed swap-in moves no scope": patches(
-        (scopes, "finish_touches", _without_failures), (rebuild, "finish_touches", _without_failures)
+PLANTED_TIERS: Final[dict[str, Bug]] = {
+    "the destination is freed before the transfer has ended": Bug(
+        patches((transfers, "_quarantine", _freed_at_once)), ("the invariants hold",)
     ),
-    "who cancels does not hear that it has ended": patches(
-        (scopes, "finish_touches", _without_ends), (rebuild, "finish_touches", _without_ends)
+    "the source of a swap-out is not pinned": Bug(
+        patches((tree, "add_ref", _unpinned_source(GPU))), ("the invariants hold",)
     ),
-    "ready reaches what another request computes": patches(
-        (decision, "_first_foreign", lambda _, request: request.path_blocks)
+    "the host copy a swap-in reads is not pinned": Bug(
+        patches((tree, "add_ref", _unpinned_source(CPU))), ("the invariants hold",)
     ),
-    "a failed swap-in leaves the paths over it": patches((transfers, "_cut_back", _paths_are_left)),
-    "quarantine and transfers end at the first rank's report": patches((MemoryJobs, "report", _one_rank_is_enough)),
-    "only the last rank's word counts": patches((MemoryJobs, "report", _last_word_counts)),
-    "a transfer finishes twice": patches((MemoryJobs, "report", _forgets_what_is_done)),
-    "a job that was reported is handed out to be copied": patches((MemoryJobs, "look_up", _never_reported)),
-    "what a dead worker left is nobody's": patches((JobQueue, "_claim", lambda _: False)),
-    "a failure is reported as success": patches((JobQueue, "finish", _always_well)),
-    "a job rung again names its destination upside down": patches((rebuild, "_blocks", _upside_down)),
-    "a worker reports before it copies": patches((swap, "_carry_out", _reports_first)),
-    "a copy that failed is a success": patches((swap, "step", _failure_is_success)),
-    "the end of a run is not copied": patches((swap, "step", _all_but_the_last)),
-    "the lock of a rank is not kept: a stopped worker wakes": patches((Seats, "end", _nothing)),
+    "a rescued copy goes all the same": Bug(
+        patches((transfers, "_succeed", _gone_whoever_uses_it)), ("the invariants hold",), first=5_020
+    ),
+    "what has left is kept": Bug(patches((transfers, "_succeed", _never_gone)), ("free blocks are as counted",)),
+    "the scope of what is leaving is not checked": Bug(
+        patches((scopes, "_uses_what_is_leaving", lambda *_: False)), (CORRUPT_STATE,), first=5_060
+    ),
+    "a transfer's destination is ready at its start": Bug(
+        patches((evolve, "_EVOLVE", _EVOLVE_READY)), ("the invariants hold",)
+    ),
+    "what is still being written to the host is fetched": Bug(patches(*_HOST_MATCHES), (CORRUPT_STATE,)),
+    "a wait is told done while it goes on": Bug(
+        patches((Outcomes, "of", _told_at_once)), ("who uses a block finds its bytes in it",), first=5_020
+    ),
+    "a path may grow over what is still coming": Bug(
+        patches((tree, "filling_on", _extended_over_what_comes)),
+        ("no path grows over what is being brought",),
+        first=5_070,
+    ),
+    "a failed swap-in moves no scope": Bug(
+        patches((scopes, "finish_touches", _without_failures), (rebuild, "finish_touches", _without_failures)),
+        (CORRUPT_STATE,),
+        first=5_030,
+    ),
+    "who cancels does not hear that it has ended": Bug(
+        patches((scopes, "finish_touches", _without_ends), (rebuild, "finish_touches", _without_ends)),
+        (CORRUPT_STATE,),
+        first=5_410,
+    ),
+    "ready reaches what another request computes": Bug(
+        patches((decision, "_first_foreign", lambda _, request: request.path_blocks)),
+        ("what is ready holds its bytes", "an engine writes its own blocks only"),
+        first=5_050,
+    ),
+    "a failed swap-in leaves the paths over it": Bug(
+        patches((transfers, "_cut_back", _paths_are_left)), (CORRUPT_STATE,)
+    ),
+    "quarantine and transfers end at the first rank's report": Bug(
+        patches((MemoryJobs, "report", _one_rank_is_enough)), ("what is ready holds its bytes",)
+    ),
+    "only the last rank's word counts": Bug(
+        patches((MemoryJobs, "report", _last_word_counts)), ("what is ready holds its bytes",)
+    ),
+    "a transfer finishes twice": Bug(patches((MemoryJobs, "report", _forgets_what_is_done)), ("a commit lands once",)),
+    "a job that was reported is handed out to be copied": Bug(
+        patches((MemoryJobs, "look_up", _never_reported)), ("no rank copies after its report",)
+    ),
+    "what a dead worker left is nobody's": Bug(
+        patches((JobQueue, "_claim", lambda _: False)), ("all comes right within the bound",)
+    ),
+    "a failure is reported as success": Bug(
+        patches((JobQueue, "finish", _always_well)), ("what is ready holds its bytes",)
+    ),
+    "a job rung again names its destination upside down": Bug(
+        patches((rebuild, "_blocks", _upside_down)), ("what is ready holds its bytes",)
+    ),
+    "a worker reports before it copies": Bug(
+        patches((swap, "_carry_out", _reports_first)),
+        ("what is ready holds its bytes", "no rank copies after its report"),
+    ),
+    "a copy that failed is a success": Bug(
+        patches((swap, "step", _failure_is_success)), ("what is ready holds its bytes",)
+    ),
+    "the end of a run is not copied": Bug(
+        patches((swap, "step", _all_but_the_last)), ("what is ready holds its bytes",)
+    ),
+    "the lock of a rank is not kept: a stopped worker wakes": Bug(
+        patches((Seats, "end", _nothing)),
+        ("no rank copies after its report", "a worker writes blocks of its transfer only"),
+        first=5_180,
+    ),
 }
-"""What is wrong -> a context in which it is."""
-
-SEARCH_BEGINS: Final = {
-    "who cancels does not hear that it has ended": 5_020,
-    "a failed swap-in moves no scope": 5_090,
-    "the lock of a rank is not kept: a stopped worker wakes": 5_040,
-    "the scope of what is leaving is not checked": 5_030,
-}
-"""First seed to try, where the search would take long otherwise; elsewhere 5,000."""
+"""What is wrong -> a context in which it is, and the checks that notice it."""

@@ -19,7 +19,7 @@ from events import job_queue, limits, memory, snapshots
 from statecore import Policy, invariants
 from statecore.replica import Replica
 from statecore.restoring import up_to_date
-from tests.sim.accounts import require
+from tests.sim.accounts import checks_made, require
 from tests.sim.actions import Actions
 from tests.sim.choices import Choices, Script
 from tests.sim.faults import log_over
@@ -49,6 +49,22 @@ PERILS_PERCENT = 22
 
 
 @attrs.frozen
+class Counts:
+    """What was looked at in a run.
+
+    Attributes:
+        checks: how often each check was made.
+        acknowledged: commits whose writers were told that they stand. vanished: of those, what the server lost, as told.
+        recoveries: seconds until all had come right, each time that faults had stopped.
+    """
+
+    checks: Counter[str]
+    acknowledged: int
+    vanished: int
+    recoveries: tuple[float, ...]
+
+
+@attrs.frozen
 class Outcome:
     """What a run came to. `failure` is None where every promise held."""
 
@@ -58,7 +74,7 @@ class Outcome:
     story: list[str]
     failure: Exception | None
     positions: int
-    slowest_recovery_s: float = 0.0
+    counts: Counts
 
 
 class Story:
@@ -81,7 +97,7 @@ class Story:
         """The first action: who plays, and on which pools."""
         choices = self.choices
         choices.begin_action()
-        two = choices.chance(60) if tiers is None else choices.decided(tiers - 1) == 1
+        two = choices.chance(80) if tiers is None else choices.decided(tiers - 1) == 1
         host_blocks = 0
         if two:
             host_blocks = choices.one_of(HOST_SIZES)
@@ -97,7 +113,7 @@ class Story:
                 sizes[pool] = choices.one_of(TIERED_POOL_SIZES if two else POOL_SIZES)
             alone = two and number > 0 and choices.chance(8)
             host = "h" if two and not alone else ""
-            survives = layout != "own" or not self.world.perils or choices.chance(50)
+            survives = layout != "own" or not self.world.perils or choices.chance(30)
             rejoins = self.world.perils and choices.chance(50)
             self.slots.append(
                 Slot(f"e{number}", pool, sizes[pool], host, host_blocks if host else 0, survives, rejoins)
@@ -166,6 +182,7 @@ class Story:
             self._in_doubt(process)
             return
         process_slot = next(slot for slot in self.slots if slot.engine == process.engine)
+        much_comes = len(actions.waiting()) > 1 and not self.world.depth
         kind = self.choices.weighted(
             (
                 (62, "one"),
@@ -176,7 +193,7 @@ class Story:
                 (1, "restart"),
                 (1, "storm"),
                 (1, "wrong join"),
-                (1, "clear"),
+                (25 if much_comes else 1, "clear"),
             )
         )
         match kind:
@@ -196,6 +213,9 @@ class Story:
                 process.storm = True
                 actions.one()
                 process.storm = False
+            case "clear" if much_comes:
+                with self._nobody_else_acts():
+                    actions.clear()
             case "clear":
                 actions.clear()
             case "wrong join":
@@ -289,10 +309,18 @@ class Story:
                 and not other.busy
                 and other is not process
             ):
-                depth, self.world.depth = self.world.depth, DEPTH_MAX
-                Actions(self.world, other, self).take_and_give_back()
-                self.world.depth = depth
+                with self._nobody_else_acts():
+                    Actions(self.world, other, self).take_and_give_back()
                 return
+
+    @contextmanager
+    def _nobody_else_acts(self) -> Iterator[None]:
+        """No interludes."""
+        depth, self.world.depth = self.world.depth, DEPTH_MAX
+        try:
+            yield
+        finally:
+            self.world.depth = depth
 
     # --- at rest ----------------------------------------------------------------------------------------------------
 
@@ -328,7 +356,7 @@ class Story:
         require(not self.world.late, "all that is late arrives", self.world.late)
 
     def _served_at_last(self, process: Process) -> None:
-        """Whoever waits is told, and whoever is told to ask again gets an answer."""
+        """Whoever waits is told, whoever is told to ask again gets an answer, and what did not come can be computed."""
         actions = Actions(self.world, process, self)
         self._settle()
         for name in actions.waiting() if process.usable and process.alive_in_log() else ():
@@ -344,6 +372,10 @@ class Story:
                 process.refresh()  # who closed in vain has no follower any more
             else:
                 require(False, "asking again comes to an end", (process.name, name))
+            if process.usable and name in process.model.requests:
+                held = process.model.requests[name]
+                if held.path < held.was <= len(held.table):
+                    actions.extend(name, blocks=held.was)
 
     def _check_end(self) -> None:
         world = self.world
@@ -361,10 +393,16 @@ class Story:
         require(replayed.digest() == world.checker.replica.digest(), "replay gives the same state")
         log = log_over(world, world.log, "check", follow=False)
         require(up_to_date(log).digest() == replayed.digest(), "a snapshot and its tail give the same state")
-        positions = [entry.position for entry in log.read(0, 1_000_000)]
+        stored = log.read(0, 1_000_000)
+        positions = [entry.position for entry in stored]
         first = world.log.head().first
         require(positions == list(range(first, world.log.position + 1)), "positions have no gaps", positions)
         require(first > 1 or sorted(world.landed.values()) == positions, "each commit is in the log once")
+        require([entry.id for entry in stored] == world.chain[first:], "the log holds what has landed")
+        for commit, position in world.acknowledged.items():
+            if commit not in world.vanished:
+                stands = position < len(world.chain) and world.chain[position] == commit
+                require(stands, "what was acknowledged stands where it was said", (commit, position))
 
 
 def run(
@@ -376,6 +414,7 @@ def run(
     perils: bool | None = None,
 ) -> Outcome:
     """Run a seed for so many actions, or play a script."""
+    checks_made.clear()
     choices = Choices(seed, script)
     story = Story(choices)
     failure: Exception | None = None
@@ -396,7 +435,12 @@ def run(
         world.story,
         failure,
         len(world.landed) + len(world.vanished),
-        world.slowest_recovery_s,
+        Counts(
+            checks_made.copy(),
+            len(world.acknowledged),
+            len(world.acknowledged.keys() & world.vanished),
+            tuple(world.recoveries),
+        ),
     )
 
 

@@ -4,25 +4,23 @@ found."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
-from typing import Any
 
+import attrs
 import pytest
 
+from statecore.replica import Replica
 from tests.sim.campaign import EXPECTED, EXPECTED_OF_PERILS, EXPECTED_OF_TIERS, Campaign, campaign
 from tests.sim.planted import PLANTED
-from tests.sim.planted_lives import PLANTED_LIVES, SEARCH_BEGINS
+from tests.sim.planted_lives import PLANTED_LIVES
+from tests.sim.planted_tables import ONE_TIER, PERILS, TWO_TIERS
 from tests.sim.planted_tiers import PLANTED_TIERS
-from tests.sim.planted_tiers import SEARCH_BEGINS as TIER_SEARCH_BEGINS
+from tests.sim.planting import FIRST, Bug, Plant, Search, catch, patches
 from tests.sim.shrink import kind_of, shrink
-from tests.sim.story import run
+from tests.sim.story import Outcome, run
 
 SEEDS, STEPS = range(150), 60
 TIER_SEEDS, TIER_STEPS = range(300), 100
 PERILS_SEEDS, PERILS_STEPS = range(200), 100
-PLANTED_SEEDS = range(5_000, 5_150)
-PLANTED_TIER_RUNS = 300
-PLANTED_PERILS_RUNS = 300
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +74,42 @@ def test_it_occurred_among_perils(mark: str, perils: Campaign) -> None:
     _occurred(mark, perils)
 
 
-@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED.keys())
-def test_a_planted_bug_is_found(plant: Callable[[], Any]) -> None:
-    """Given a machine with a bug, when a campaign runs, then it fails."""
-    with plant():
-        assert campaign(PLANTED_SEEDS, STEPS, tiers=1).failure is not None
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    """Given a machine with a bug, when a campaign runs, then a check ends it that is named beside the bug."""
+    assert catch(PLANTED[bug], ONE_TIER) is not None
 
 
 @pytest.mark.parametrize("bug", PLANTED_TIERS)
 def test_a_planted_bug_of_the_tiers_is_found(bug: str) -> None:
-    """Given a machine, a worker or a job stream with a bug, when a campaign with two tiers runs, then it fails."""
-    first = TIER_SEARCH_BEGINS.get(bug, 5_000)
-    with PLANTED_TIERS[bug]():
-        assert campaign(range(first, first + PLANTED_TIER_RUNS), TIER_STEPS, tiers=2).failure is not None
+    """Given a machine, a worker or a job stream with a bug, when a campaign with two tiers runs, then such a check ends
+    it."""
+    assert catch(PLANTED_TIERS[bug], TWO_TIERS) is not None
 
 
 @pytest.mark.parametrize("bug", PLANTED_LIVES)
 def test_a_planted_bug_of_lives_and_snapshots_is_found(bug: str) -> None:
-    """Given a log, a keeper, a lease or a worker's pulse with a bug, when a campaign with perils runs, then it fails."""
-    first = SEARCH_BEGINS.get(bug, 5_000)
-    with PLANTED_LIVES[bug]():
-        assert (
-            campaign(range(first, first + PLANTED_PERILS_RUNS), PERILS_STEPS, tiers=2, perils=True).failure is not None
-        )
+    """Given a log, a keeper, a lease or a worker's pulse with a bug, when a campaign with perils runs, then such a check
+    ends it."""
+    assert catch(PLANTED_LIVES[bug], PERILS) is not None
+
+
+def test_an_error_that_is_no_check_catches_nothing() -> None:
+    """Given a bug by which the machine raises a TypeError at once, then no run has caught it; and only the check that is
+    named beside a bug does."""
+    broken = patches((Replica, "undo", None))
+    search = attrs.evolve(ONE_TIER, runs=5)
+
+    assert any(outcome.failure for outcome in _runs(broken, search))
+    assert catch(Bug(broken, tuple(check for bug in PLANTED.values() for check in bug.checks)), search) is None
+    assert (
+        catch(attrs.evolve(PLANTED["release forgets duplicates"], checks=("resolve tells the truth",)), search) is None
+    )
+
+
+def _runs(plant: Plant, search: Search) -> list[Outcome]:
+    with plant():
+        return [run(FIRST + number, search.steps, tiers=search.tiers) for number in range(search.runs)]
 
 
 @pytest.mark.parametrize("tiers", [1, 2])
@@ -113,8 +124,8 @@ def test_a_seed_repeats_itself(tiers: int) -> None:
 
 def test_a_failure_shrinks() -> None:
     """Given a failing run, when it is shrunk, then it is shorter and fails in the same way."""
-    with PLANTED["release forgets duplicates"]():
-        failing = campaign(PLANTED_SEEDS, STEPS, tiers=1).failure
+    with PLANTED["release forgets duplicates"].plant():
+        failing = campaign(range(FIRST, FIRST + ONE_TIER.runs), STEPS, tiers=1).failure
         assert failing is not None
         shortest = shrink(failing, tries=300)
 

@@ -47,21 +47,21 @@ class TierActions:
             name = self.choices.one_of(names)
             self.look_at(name)
             held = self.process.model.requests.get(name)
-            if held is not None and held.was and not held.waits and self.choices.chance(70):
+            if held is not None and held.was and not held.waits and self.choices.chance(90):
                 self.compute_instead(name)
 
     def compute_instead(self, name: str) -> None:
         """What did not come is computed, if need be in the place of others."""
         process = self.process
         for other in list(process.model.requests):
-            if process.usable and other != name and self.choices.chance(40) and other in process.model.requests:
+            if process.usable and other != name and self.choices.chance(70) and other in process.model.requests:
                 self.release_one(other)
         held = process.model.requests.get(name)
         if process.usable and held is not None and not held.waits:
             if held.was > len(held.table):
                 self._allocate(name, held.was - len(held.table))
-            if process.usable:
-                self.extend(name)
+            if process.usable and held.was <= held.sequence.blocks:  # type: ignore[redundant-expr]  # `_allocate` may end it
+                self.extend(name, blocks=held.was)
 
     def look_at(self, name: str) -> None:
         waits = self.process.model.requests[name].waits
@@ -120,8 +120,8 @@ class TierActions:
         ]
         if not ready:
             return self.look()
-        self.go_on_with(self.choices.one_of(ready))
-        return None
+        name = self.choices.one_of(ready)
+        return self.compute_instead(name) if process.model.requests[name].was else self.go_on_with(name)
 
     def go_on_with(self, name: str) -> None:
         process = self.process
@@ -219,7 +219,7 @@ class TierActions:
     def _allocate(self, name: str | None, blocks: int) -> None:
         raise NotImplementedError
 
-    def extend(self, name: str | None = None, *, whole: bool = False) -> None:
+    def extend(self, name: str | None = None, *, whole: bool = False, blocks: int | None = None) -> None:
         raise NotImplementedError
 
     def _match(

@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 GO_ON, LATER, INTERLUDE, DIES = "go on", "later", "interlude", "dies"
 POINTS: Final = ((68, GO_ON), (20, LATER), (8, INTERLUDE), (4, DIES))
 COPY_FAILS_PERCENT: Final = 4
-FETCH_FAILS_PERCENT: Final = 15
+FETCH_FAILS_PERCENT: Final = 25
 
 
 class Later(BaseException):

@@ -96,6 +96,7 @@ class World:
         chain, entries: the history the log holds, or held before it was trimmed: commit ids, "" first, and entries.
         past, digests: the account and the digest after each commit that ever landed, by its id.
         landed: position of each commit that is in the log. vanished: ids of those that the server lost.
+        acknowledged: position of each commit whose writer was told that it stands.
         late: messages still on their way.
         copying: (transfer, rank) that a living worker has in its hands, to copy.
         marks, story: counts and tells what occurred.
@@ -119,6 +120,7 @@ class World:
         self.digests = {"": self.follower.digest()}
         self.landed: dict[str, int] = {}
         self.vanished: set[str] = set()
+        self.acknowledged: dict[str, int] = {}
         self.never: set[str] = set()
         self.ended: dict[tuple[str, int], tuple[str, str, int]] = {}
         self.late: list[Message | LateReport] = []
@@ -128,7 +130,7 @@ class World:
         self.depth = 0
         self.healed = False
         self.perils = False
-        self.slowest_recovery_s = 0.0
+        self.recoveries: list[float] = []
         self.server = Server(self)
         self.shelf = Shelf(self)
         self.on_join: Callable[[Writer, EngineJoined], None] = lambda _, __: None
