@@ -265,7 +265,8 @@ class Actions(TierActions):
                 model.held = [block for block in model.held if block not in blocks]
             else:
                 request = model.requests[name]
-                request.table = [block for block in request.table if block not in blocks]
+                kept = [block for block in request.private if block not in blocks]
+                request.table = request.table[: request.path] + kept  # a path that was cut may name one of them still
 
         self.process.computed()  # nothing is written any more into what is given back
         self.process.call(f"recycle({name}, {blocks})", lambda: self.index.recycle(name, blocks), update, of=name)
