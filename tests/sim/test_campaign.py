@@ -18,9 +18,9 @@ from tests.sim.planting import FIRST, Bug, Plant, Search, catch, patches
 from tests.sim.shrink import kind_of, shrink
 from tests.sim.story import Outcome, run
 
-SEEDS, STEPS = range(150), 60
-TIER_SEEDS, TIER_STEPS = range(300), 100
-PERILS_SEEDS, PERILS_STEPS = range(200), 100
+SEEDS, STEPS = range(120), 60
+TIER_SEEDS, TIER_STEPS = range(200), 100
+PERILS_SEEDS, PERILS_STEPS = range(160), 100
 
 
 @pytest.fixture(scope="module")
