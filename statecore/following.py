@@ -97,6 +97,8 @@ class Following:
         """The log begins at `first`, beyond what this replica has come to: go on from a snapshot, in the same life."""
         newer = restored(self._log)
         if newer is None or newer.state.position <= self._replica.state.position:
+            if self._log.head().first <= self._replica.state.position + 1:
+                return  # the log went back between the two looks: it is read again
             raise trimmed(self._replica, first)
         if self._life.number and self._life.end is None and not self._log.same_life():
             base = self._replica.base  # what lies between is gone, and with it the proof that it continued ours

@@ -77,6 +77,8 @@ def up_to_date(log: Log, replica: Replica | None = None) -> Replica:
         if entries and entries[0].position > replica.state.position + 1:
             newer = restored(log)
             if newer is None or newer.state.position <= replica.state.position:
+                if log.head().first <= replica.state.position + 1:
+                    continue  # the log went back between the two looks
                 raise trimmed(replica, entries[0].position)
             replica = newer
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from hashlib import blake2b
+from unittest import mock
 
 import attrs
 import orjson
@@ -12,6 +13,7 @@ import pytest
 from events import CorruptState, NewerSchema, RolledBack, connect, limits
 from events.log import EventLog, LogConnection
 from events.memory import MemoryTransport
+from events.ports import Entry
 from statecore import CacheIndex
 from statecore.replica import Replica
 from statecore.restoring import of_snapshot, restored, up_to_date
@@ -225,3 +227,22 @@ def test_a_snapshot_says_which_schema_it_is() -> None:
     made = encode(Replica().state)
 
     assert orjson.loads(made[22 : 22 + int.from_bytes(made[18:22], "little")])["schema"] == SNAPSHOT_SCHEMA
+
+
+def test_a_log_that_goes_back_between_two_looks_is_no_damage(whole: Given) -> None:
+    """Otherwise a keeper would stop for good because a failover came while it read.
+
+    Given a log that begins beyond the replica when it is read, and has its beginning, and no snapshot, a moment later, then
+    it is read again.
+    """
+    log = whole.log
+    reads = [0]
+
+    def trimmed_at_first(after: int, limit: int | None = None) -> tuple[Entry, ...]:
+        reads[0] += 1
+        return EventLog.read(log, after + 10 if reads[0] == 1 else after, limit)
+
+    with mock.patch.object(log, "read", trimmed_at_first), mock.patch.object(log, "snapshots", tuple):
+        assert up_to_date(log).state.position == whole.engine.position
+
+    assert reads[0] > 1
