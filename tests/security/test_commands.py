@@ -46,11 +46,15 @@ class Overheard:
 
 @contextmanager
 def overheard(server: RedisServer) -> Iterator[Overheard]:
-    heard = Overheard()
+    heard, enough = Overheard(), threading.Event()
 
     def listen() -> None:
-        while data := ear.recv(1 << 16):
-            heard.text += data
+        try:
+            while data := ear.recv(1 << 16):
+                heard.text += data
+        except ConnectionResetError:  # the server was still talking when we hung up
+            if not enough.is_set():
+                raise
 
     with socket.create_connection(server.address) as ear:
         ear.sendall(b"MONITOR\r\n")
@@ -58,6 +62,7 @@ def overheard(server: RedisServer) -> Iterator[Overheard]:
         listener = threading.Thread(target=listen)
         listener.start()
         yield heard
+        enough.set()
         ear.shutdown(socket.SHUT_RDWR)
         listener.join()
 

@@ -65,7 +65,7 @@ class Place:
     def restore(self) -> None:
         self.client.flushdb()
         for key, value in self.whole.items():
-            self.client.restore(key, 0, value)
+            self.client.restore(key, 0, value, replace=True)  # an engine of before may have renewed its lease meanwhile
 
     def log(self) -> Any:
         return self.client.xrange(KEYS.log)
