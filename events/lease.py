@@ -7,12 +7,17 @@ back. A lease that could not be renewed for `LEASE_TRUST_S` is not to be trusted
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from events import limits
+from events.errors import StateCoreError
 from events.ports import Base, Diverged, Fenced, Renewed
 from events.transport import Transport
+
+_LOGGER: Final = logging.getLogger("statecore")
 
 
 class Lease:
@@ -72,5 +77,7 @@ class Lease:
         while self._verdict is None and not self._closed.wait(limits.LEASE_EVERY_S):
             try:
                 self.renew()
-            except Exception:  # whatever it is: a lease that nobody renews ends this life while its engine serves
+            except StateCoreError:
                 continue  # `standing` asks by itself and tells the engine, as soon as it matters
+            except Exception:  # a defect; but a lease that nobody renews ends this life while its engine serves
+                _LOGGER.exception("the lease of engine %s was not renewed", self._engine)
