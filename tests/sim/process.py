@@ -335,8 +335,7 @@ class Process(Told):
         if succeeded and not doubted and not resolving and self.index is not None:
             require(new() <= commits_max, "a call lands once", title)
             calm = lives == world.server.lives
-            counted = self.index.commits - commits == new() or title == "close"  # its lease may hear of the end first
-            require(was_over or not calm or counted, "commits are counted", title)
+            require(was_over or not calm or self.index.commits - commits == new(), "commits are counted", title)
         elif not succeeded and not resolving and not doubted and outcome != "OutcomeUnknown":
             # A commit may take so long to land that the life ends meanwhile, or that the log forgets: then the caller hears
             # of that alone.

@@ -29,6 +29,9 @@ class Server(MemoryTransport):
         self.silent = self.away = self.deaf = False
         self.takes_s = 0.0
 
+    def clock(self) -> float:
+        return self.seconds
+
     def append(self, record: Record, **arguments: object) -> RawReply:
         self.seconds += self.takes_s
         if self.silent:
@@ -54,8 +57,7 @@ class Connected:
         self._log = log
 
     def log(self, index: str, *, follow: bool = True) -> EventLog:  # noqa: ARG002
-        clock = lambda: self._log.seconds  # noqa: E731
-        return EventLog(index, self._log, sleep=lambda _: None, clock=clock, threads=False)
+        return EventLog(index, self._log, sleep=lambda _: None, clock=self._log.clock, threads=False)
 
     def indexes(self) -> tuple[str, ...]:
         return ()
