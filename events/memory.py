@@ -59,8 +59,7 @@ class MemoryTransport:
         self._let_in = self.life = ""
         self._opens_at = 0.0
         self._keeper = ("", 0.0)
-        self._lost: str | None = None
-        self._forgot: str | None = None
+        self._lost = self._forgot = ""
         self.leases_run_out = clock is not None
         self.jobs: dict[str, list[Job]] = {}
         self._mutex: Final = threading.Condition()
@@ -163,7 +162,7 @@ class MemoryTransport:
 
     def loss(self) -> str:
         """See `Head.loss`. For who holds `changed`."""
-        return "" if self._lost in (None, self._forgot) else str(self._lost)
+        return "" if self._lost == self._forgot else self._lost
 
     def note_loss(self, base: Base) -> None:
         with self._mutex:

@@ -141,16 +141,12 @@ class RedisTransport:
 
     def head(self) -> Head:
         try:
-            fields = [
-                *(keys.HEAD_POSITION, keys.HEAD_COMMIT, keys.HEAD_LAYOUT, keys.HEAD_LIFE),
-                *(keys.HEAD_LOST, keys.HEAD_FORGOT),
-            ]
             # The log first: an index that is born in between has a head, and not entries without one.
             oldest = cast("list[Any]", self._client.xrange(self._keys.log, count=1))
-            known = cast("list[bytes | None]", self._client.hmget(self._keys.head, fields))
+            known = cast("list[bytes | None]", self._client.hmget(self._keys.head, keys.HEAD_FIELDS))
         except (RedisError, OSError) as error:
             raise clients.unavailable(error) from error
-        position, commit_id, layout, life, lost, forgot = known
+        position, commit_id, layout, life, _, lost, forgot = known
         if layout is not None and layout != keys.LAYOUT.encode():
             raise clients.other_layout(layout, keys.LAYOUT)
         if position is None:

@@ -6,8 +6,6 @@ still give the state. One that a newer release wrote is no damage: it is told, a
 
 from __future__ import annotations
 
-import itertools
-
 from events import limits
 from events.errors import CorruptState, NewerSchema, RolledBack
 from events.ports import Log, SnapshotPointer
@@ -22,19 +20,18 @@ def restored(log: Log) -> Replica | None:
         NewerSchema: a newer release wrote it.
         Unavailable: the log cannot be reached.
     """
-    pointers = log.snapshots()
-    for look in itertools.count(1):
+    pointers, looks = log.snapshots(), 1
+    replica, damage = _newest_whole(log, pointers)
+    while damage and looks < limits.SNAPSHOT_LOOKS_MAX and (now := log.snapshots()) != pointers:
+        pointers, looks = now, looks + 1  # what we were reading was replaced meanwhile
         replica, damage = _newest_whole(log, pointers)
-        seen, pointers = pointers, log.snapshots() if damage else pointers
-        if pointers == seen or look == limits.SNAPSHOT_LOOKS_MAX:  # else what we were reading was replaced meanwhile
-            for message in damage:
-                log.alarm(message)
-            return replica
-    raise AssertionError("unreachable")
+    for message in damage:
+        log.alarm(message)
+    return replica
 
 
 def _newest_whole(log: Log, pointers: tuple[SnapshotPointer, ...]) -> tuple[Replica | None, list[str]]:
-    """And what is wrong with those that are newer."""
+    """The replica of the newest whole one of these, and what is wrong with those that are newer."""
     damage: list[str] = []
     for pointer in pointers:
         try:

@@ -41,7 +41,6 @@ ENGINES = ("a", "b", "c")
 POOLS = ("p", "q", "position", "engine:a")
 JOB_POOLS = ("p", "q")
 MARGIN = 12
-NOT_SCOPES = {"position", "commit", "layout", "life", "opening", "lost", "forgot"}
 
 Reply: TypeAlias = RawReply | RenewReply | PublishReply
 
@@ -194,7 +193,7 @@ def held(transport: Transport, connection: LogConnection, index: str) -> object:
     names = keys.IndexKeys.of(index)
     client = client_of(connection)
     head = {name.decode(): value for name, value in client.hgetall(names.head).items()}
-    versions = {scope: int(head[scope]) for scope in head if scope not in NOT_SCOPES}
+    versions = {scope: int(head[scope]) for scope in head if scope not in keys.HEAD_FIELDS}
     fences = {name.decode(): int(lowest) for name, lowest in client.hgetall(names.fence).items()}
     return versions, fences, leases, pointers, blobs, [jobs_in(connection, index, pool) for pool in JOB_POOLS]
 
