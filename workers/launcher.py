@@ -26,6 +26,7 @@ from events import connect, limits
 from events.errors import InvalidInput
 from events.job_ports import Heartbeat
 from events.job_queue import this_host
+from workers.interrupts import interrupts_held_back
 from workers.rank_lock import remove_dead_locks
 from workers.stores import StoreSettings
 from workers.worker_process import URL_VARIABLE, WorkerSettings
@@ -74,7 +75,8 @@ def launch_workers(
         workers: list[subprocess.Popen[bytes]] = []
         try:
             for rank, log in enumerate(logs):
-                workers.append(_start(url, attrs.evolve(first, rank=rank), log))
+                with interrupts_held_back():  # a worker that is started and not in the list would be nobody's to stop
+                    workers.append(_start(url, attrs.evolve(first, rank=rank), log))
             end = time.monotonic() + timeout_s
             while waiting := [rank for rank, beat in enumerate(seats.alive()) if not _is_of(beat, workers[rank])]:
                 _check(workers, logs, waiting, timeout_s, late=time.monotonic() >= end)

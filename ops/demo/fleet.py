@@ -7,9 +7,7 @@ life for `SILENCE_S` is given up, and whatever happens, leaving the `with` block
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Final, TypeVar
 
 import attrs
@@ -25,6 +23,7 @@ import attrs
 from ops.demo import engine
 from ops.demo.messages import EngineSpec, Failed, Joined, Message, Order, Progress
 from ops.demo.pace import new_board
+from workers.interrupts import interrupts_held_back
 
 SILENCE_S: Final = 60.0
 """An engine tells of itself five times a second; the longest it may be busy is an append nobody answers, 10 s."""
@@ -191,26 +190,11 @@ def _how_it_ended(process: BaseProcess) -> str:
 def _interrupts_held_back() -> Iterator[None]:
     """Ctrl-C reaches a terminal's whole process group, and it is ours to end the engines: a process started in here has
     it blocked from its first moment. For us both kinds of end are only held back until the end of the block.
-
-    Blocking alone would not do that: the kernel gives a signal to any thread that does not block it, and numpy has some.
     """
     resource_tracker.ensure_running()  # or `start` would run it first, and that unblocks interrupts
-    held: list[tuple[int, FrameType | None]] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers.clear()  # no handler of ours runs here
-    for number in handlers:
-        signal.signal(number, lambda number, frame: held.append((number, frame)))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for came, frame in held[:1]:
-            handler = handlers[signal.Signals(came)]
-            if callable(handler):
-                handler(came, frame)
-            elif handler is signal.SIG_DFL:
-                os.kill(os.getpid(), came)
+    with interrupts_held_back():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

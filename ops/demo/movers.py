@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ import orjson
 
 from events.errors import StateCoreError
 from ops.demo.tiers import HOST_POOL, Tiers
+from workers.interrupts import interrupts_held_back
 from workers.launcher import launch_workers, stop_workers
 from workers.rank_lock import RankLock
 from workers.stores import StoreSettings
@@ -73,24 +74,19 @@ class Movers:
         self._logs = tempfile.TemporaryDirectory(prefix="statecore-demo-")
 
     def __enter__(self) -> Movers:
-        launches: dict[str, Future[list[subprocess.Popen[bytes]]]] = {}
         threads = ThreadPoolExecutor(max_workers=STARTS_AT_ONCE)
         try:
-            for pool in self._pools:
-                launches[pool] = threads.submit(self._launch, pool)
-            wait(launches.values())
-            for pool, launch in launches.items():
-                self._workers[pool] = launch.result()
+            with interrupts_held_back():  # a thread that is being started is in nobody's list
+                launches = [threads.submit(self._launch, pool) for pool in self._pools]
+            for launch in launches:
+                launch.result()
+            threads.shutdown()
         except BaseException as error:
             threads.shutdown(wait=True, cancel_futures=True)  # a launch that was begun is bounded itself
-            for pool, launch in launches.items():
-                if launch.done() and not launch.cancelled() and launch.exception() is None:
-                    self._workers[pool] = launch.result()
             self._end()
             if isinstance(error, StateCoreError | RuntimeError | OSError):
                 raise WorkerDied(f"the workers could not be started: {' '.join(str(error).split())}") from None
             raise
-        threads.shutdown()
         return self
 
     def __exit__(
@@ -118,9 +114,9 @@ class Movers:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _launch(self, pool: str) -> list[subprocess.Popen[bytes]]:
+    def _launch(self, pool: str) -> None:
         folder = Path(self._logs.name)
-        return launch_workers(self._url, self._index, pool, self._ranks, self._store, log_folder=folder)
+        self._workers[pool] = launch_workers(self._url, self._index, pool, self._ranks, self._store, log_folder=folder)
 
     def _end(self) -> None:
         self._stop()

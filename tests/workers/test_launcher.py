@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import orjson
@@ -15,6 +17,7 @@ import pytest
 
 from events.embedded import EmbeddedRedis
 from events.errors import InvalidInput
+from tests.processes import WORKER, children_of
 from tests.stores.given import import_paddle
 from tests.workers.fleet import GPU_BLOCKS, HOST_BLOCKS, LAYOUT, RANKS, WAIT_S, Fleet
 from workers.launcher import launch_workers, stop_workers
@@ -34,12 +37,9 @@ def left_behind(fleet: Fleet) -> list[str]:
     return sorted(path.name for path in SHARED_FOLDER.glob(f"{lock_prefix(fleet.index)}*"))
 
 
-def children() -> list[str]:
+def children() -> list[int]:
     """Worker processes of this one."""
-    tasks = Path("/proc/self/task").iterdir()
-    found = [child for task in tasks for child in (task / "children").read_text().split()]
-    lines = [Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode() for child in found]
-    return [line for line in lines if "worker_process" in line]
+    return children_of(os.getpid(), WORKER)
 
 
 def environment_of(pid: int) -> dict[str, str]:
@@ -119,6 +119,31 @@ def test_a_worker_that_hangs_is_ended_when_the_time_is_over(fleet: Fleet) -> Non
 
     assert 2 <= time.monotonic() - begun < 10
     assert children() == []
+    assert left_behind(fleet) == []
+
+
+def test_ctrl_c_while_a_worker_is_started_leaves_none(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a worker that is started and not yet in anybody's list would run for ever, and hold its memory.
+
+    Given a Ctrl-C that comes when a worker's process is there and nobody has been told, when launching, then it is a Ctrl-C,
+    and no worker and no lock is left.
+    """
+    engine = fleet.engine("e0")
+    started: list[int] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.launch(engine)
+
+    assert len(started) == 1
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     assert left_behind(fleet) == []
 
 
