@@ -52,17 +52,22 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SNAPSHOT_MARGIN", 0)
 
 
+def fill(engine: CacheIndex) -> None:
+    """A pool of four blocks, until something is swapped out: there is a job."""
+    for name in ("a", "b"):
+        engine.match(name, hashes=prompt(name, 4))
+        if engine.allocate(name, 4).blocks:
+            engine.extend(name, ready=True)
+            engine.release(name)
+    assert engine.inspect(lambda state: len(state.transfers)) == 1
+
+
 def a_keeper(engine_url: str, keeper_url: str, admin: Any, index: str) -> Totals:
     """An engine dies with a lost job; a keeper declares it lost, rings the job, publishes snapshots, trims the log."""
     keys = IndexKeys.of(index)
     with connect(engine_url) as dying:
         engine = CacheIndex(dying, name=index, engine="engine-0", gpu_blocks=4, cpu_blocks=8, block_size=4)
-        for name in ("a", "b"):
-            engine.match(name, hashes=prompt(name, 4))
-            if engine.allocate(name, 4).blocks:
-                engine.extend(name, ready=True)
-                engine.release(name)
-        assert engine.inspect(lambda state: len(state.transfers)) == 1
+        fill(engine)
     admin.xtrim(keys.jobs(engine.gpu_pool), maxlen=0)
     with connect(keeper_url) as connection:
         keeper = Keeper(connection.keeping(index), KeeperSettings(every=1), lambda *_, **__: None)

@@ -22,10 +22,10 @@ from events.errors import Unavailable
 from events.job_ports import Delivery
 from events.keys import IndexKeys
 from statecore import CacheIndex, restoring
-from tests.security.everyday import a_keeper, engines_and_workers, hurried
+from tests.security.everyday import a_keeper, engines_and_workers, fill, hurried
 from tests.security.roles import ROLES, GuardedServer
 from tests.servers import binary_of
-from tests.workers.fleet import Fleet, prompt
+from tests.workers.fleet import Fleet
 
 KINDS: Final = [kind for kind in ("embedded", "system") if binary_of(kind)]
 INDEX: Final = "guarded-index"
@@ -99,11 +99,7 @@ def test_after_a_new_life_of_the_server(
     head = IndexKeys.of(index_name).head
     with connect(guarded.url("engine")) as engines, connect(guarded.url("worker")) as workers:
         engine = CacheIndex(engines, name=index_name, engine="engine-0", gpu_blocks=4, cpu_blocks=8, block_size=4)
-        for name in ("a", "b"):
-            engine.match(name, hashes=prompt(name, 4))
-            if engine.allocate(name, 4).blocks:
-                engine.extend(name, ready=True)
-                engine.release(name)
+        fill(engine)
         jobs = workers.jobs(index_name, engine.gpu_pool, 0, 1, "w")
         jobs.enter()
         guarded.admin().hset(head, "life", "another")

@@ -22,6 +22,7 @@ from events.log import LogConnection
 from events.ports import Base
 from statecore import CacheIndex
 from tests.doctor.given import examined
+from tests.security.everyday import fill
 from tests.servers import RedisServer, binary_of
 from tests.workers.fleet import prompt
 from workers.keeper import Keeper
@@ -103,16 +104,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def engine_of(connection: LogConnection, name: str) -> CacheIndex:
     pool: dict[str, Any] = {"gpu_pool": POOL, "gpu_blocks": 4, "cpu_blocks": 8, "block_size": 4, "follow": False}
     return CacheIndex(connection, name=INDEX, engine=name, **pool)
-
-
-def fill(engine: CacheIndex) -> None:
-    """Until something is swapped out: there is a job."""
-    for name in ("x", "y"):
-        engine.match(name, hashes=prompt(name, 4))
-        if engine.allocate(name, 4).blocks:
-            engine.extend(name, ready=True)
-            engine.release(name)
-    assert engine.inspect(lambda state: len(state.transfers)) == 1
 
 
 def worked(engine: CacheIndex) -> None:

@@ -21,7 +21,7 @@ from events.errors import Unavailable
 from statecore import CacheIndex
 from statecore.manager.surroundings import WorkerOrder
 from tests.contract.commits import filled
-from tests.security.tls import Authority, TlsDoor
+from tests.security.tls import Authority, TlsDoor, serve_over
 from tests.servers import LOOPBACK, RedisServer
 from workers.launcher import launch_workers, stop_workers
 from workers.layout import CacheLayout
@@ -61,13 +61,7 @@ def test_tls_through_the_url(door: TlsDoor, authority: Authority, index_name: st
 
     Given a server behind TLS and its authority's certificate in the URL, when an engine works, then all goes well.
     """
-    with connect(f"rediss://:{PASSWORD}@{host}:{door.port}/0?ssl_ca_certs={authority.certificate}") as connection:
-        index = CacheIndex(connection, name=index_name, engine="a", gpu_blocks=8, block_size=4)
-        index.match("r", list(range(16)))
-        index.allocate("r", 4)
-        index.extend("r", ready=True)
-        index.release("r")
-        index.leave()
+    serve_over(f"rediss://:{PASSWORD}@{host}:{door.port}/0?ssl_ca_certs={authority.certificate}", index_name)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -12,10 +12,8 @@ from typing import Final, Self
 
 import pytest
 
-from events import connect
 from events.keys import IndexKeys
-from statecore import CacheIndex
-from tests.security.tls import Authority, TlsDoor
+from tests.security.tls import Authority, TlsDoor, serve_over
 from tests.servers import LOOPBACK
 from tests.topologies import SERVICE, SLOTS, Cluster, Watched, eventually
 
@@ -47,18 +45,6 @@ class CountingDoor(TlsDoor):
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "authority")
-
-
-def use(url: str, index_name: str) -> None:
-    """What an engine does, and what a second process reads of it."""
-    with connect(url) as connection, connect(url) as reader:
-        index = CacheIndex(connection, name=index_name, engine="a", gpu_blocks=8, block_size=4)
-        index.match("r", list(range(16)))
-        index.allocate("r", 4)
-        index.extend("r", ready=True)
-        index.release("r")
-        index.leave()
-        assert len(reader.log(index_name, follow=False).read(0)) == index.position
 
 
 class ClusterBehindDoors(Cluster):
@@ -97,7 +83,7 @@ def test_a_cluster_over_tls(authority: Authority, tmp_path: Path, index_name: st
         names = [f"{index_name}-{number}" for number in range(40)]
         one_on_each_node = {cluster.slot(IndexKeys.of(name).log) * 3 // SLOTS: name for name in names}
         for name in one_on_each_node.values():
-            use(url, name)
+            serve_over(url, name)
 
         stored = [node.client().dbsize() for node in cluster.nodes]
         assert all(stored), f"a node holds no index: {stored}"
@@ -121,7 +107,9 @@ def test_sentinels_over_tls(authority: Authority, tmp_path: Path, index_name: st
         sentinel.execute_command("SENTINEL", "MONITOR", SERVICE, LOOPBACK, serve.port, 1)
         eventually(lambda: sentinel.sentinel_master(SERVICE)["flags"] == "master", "the Sentinel sees the primary")
 
-        use(f"rediss+sentinel://{LOOPBACK}:{ask.port}/{SERVICE}?ssl_ca_certs={authority.certificate}", index_name)
+        serve_over(
+            f"rediss+sentinel://{LOOPBACK}:{ask.port}/{SERVICE}?ssl_ca_certs={authority.certificate}", index_name
+        )
 
         assert ask.encrypted
         assert not ask.plain

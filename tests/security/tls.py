@@ -17,6 +17,8 @@ from typing import Final
 
 import pytest
 
+from events import connect
+from statecore import CacheIndex
 from tests.servers import LOOPBACK
 
 _DAYS: Final = "2"
@@ -111,3 +113,15 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     for each in (source, sink):
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
+
+
+def serve_over(url: str, index_name: str) -> None:
+    """What an engine does, and what a second process reads of it."""
+    with connect(url) as connection, connect(url) as reader:
+        index = CacheIndex(connection, name=index_name, engine="a", gpu_blocks=8, block_size=4)
+        index.match("r", list(range(16)))
+        index.allocate("r", 4)
+        index.extend("r", ready=True)
+        index.release("r")
+        index.leave()
+        assert len(reader.log(index_name, follow=False).read(0)) == index.position
