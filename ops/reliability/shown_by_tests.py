@@ -20,11 +20,11 @@ TESTS: Final[Mapping[str, tuple[str, ...]]] = {
         "tests/contract/test_stored.py::test_an_entry_without_its_link",
         "tests/unit/test_codec.py::test_every_byte_of_the_body_counts",
     ),
-    "snapshot corrupted": ("tests/keeper/test_snapshots.py::test_a_damaged_snapshot_is_passed_over_loudly",),
+    "snapshot corrupted": ("tests/keeper/test_starting.py::test_a_damaged_snapshot_is_passed_over_loudly",),
     "log trimmed behind a slow replica": (
         "tests/contract/test_trimmed.py::test_a_step_goes_on_from_a_snapshot",
         "tests/contract/test_trimmed.py::test_a_follower_that_fell_behind",
-        "tests/keeper/test_snapshots.py::test_a_replica_behind_the_trim_goes_on_in_the_same_life",
+        "tests/keeper/test_starting.py::test_a_replica_behind_the_trim_goes_on_in_the_same_life",
     ),
     "clock jumps": ("tests/keeper/test_snapshots.py::test_a_clock_that_jumps_changes_nothing",),
     "PYTHONHASHSEED varied": (
@@ -37,7 +37,7 @@ TESTS: Final[Mapping[str, tuple[str, ...]]] = {
         "tests/contract/test_unknown_outcome.py::test_the_deadline_passes",
     ),
     "failover to a lagging replica, positions reused": (
-        "tests/contract/test_server_lives.py::test_failover_to_a_replica_that_lags",
+        "tests/contract/test_failover.py::test_failover_to_a_replica_that_lags",
         "tests/contract/test_server_lives.py::test_positions_that_were_used_again_deceive_nobody",
     ),
 }

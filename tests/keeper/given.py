@@ -11,9 +11,12 @@ import attrs
 
 from events import limits
 from events.keeping import Keeping
+from events.log import LogConnection
 from events.ports import Connection, SnapshotPointer
 from events.transport import PublishReply
 from statecore import CacheIndex
+from statecore.replica import Replica
+from statecore.restoring import up_to_date
 from workers.keeper import Keeper
 from workers.keeper_totals import KeeperSettings
 
@@ -129,3 +132,8 @@ class MortalShelf:
 
 def with_shelf(place: Keeping, call: str, after: bool) -> Keeping:
     return attrs.evolve(place, shelf=MortalShelf(place.shelf, call, after))
+
+
+def fresh(connection: LogConnection, index: str) -> Replica:
+    """What a process that starts now comes to."""
+    return up_to_date(connection.log(index, follow=False))

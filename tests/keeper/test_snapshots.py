@@ -2,66 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from events import connect, limits
+from events import connect
 from events.errors import CorruptState
-from events.job_ports import Delivery
-from events.job_queue import JobQueue
-from events.keys import IndexKeys
-from events.log import EventLog, LogConnection
+from events.log import LogConnection
 from events.memory import MemoryTransport
 from events.ports import SnapshotPointer
-from statecore import CacheIndex, invariants, snapshot
+from statecore import invariants, snapshot
 from statecore.replica import Replica
-from statecore.restoring import up_to_date
 from tests.keeper.given import (
     EVERY,
     MARGIN,
     Clock,
     Dies,
-    bounds,
     engine_of,
+    fresh,
     keeper_of,
     small_margin,
     with_shelf,
     work,
 )
 from workers.keeper_totals import KeeperSettings
-
-
-def fresh(connection: LogConnection, index: str) -> Replica:
-    """What a process that starts now comes to."""
-    return up_to_date(connection.log(index, follow=False))
-
-
-def test_a_new_process_starts_from_a_snapshot_when_the_log_before_it_is_gone(
-    connection: LogConnection, index_name: str
-) -> None:
-    """Without it a restart replays for ever longer, or cannot start at all.
-
-    Given snapshots taken and the log trimmed behind them, when a process starts, then it has the state of the others.
-    """
-    engine = engine_of(connection, index_name)
-    keeper, said = keeper_of(connection, index_name)
-
-    with small_margin():
-        for turn in range(4):
-            work(engine, 12, f"t{turn}-")
-            keeper.turn()
-
-    head = connection.log(index_name).head()
-    assert len(said.of("published")) == 4
-    assert head.first > 1, "the log was trimmed"
-    late = engine_of(connection, index_name, "late")
-    engine.refresh()
-    assert late.digest() == engine.digest()
-    assert invariants.violations(fresh(connection, index_name).state) == []
 
 
 def test_the_log_keeps_what_the_previous_snapshot_needs(connection: LogConnection, index_name: str) -> None:
@@ -148,31 +113,6 @@ def test_a_state_that_is_broken_stops_the_keeper(connection: LogConnection, inde
         keeper.turn()
 
     assert connection.keeping(index_name).shelf.pointers() == ()
-
-
-def test_a_damaged_snapshot_is_passed_over_loudly(
-    stored: LogConnection, index_name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A flipped bit in Redis must not stop a fleet from starting.
-
-    Given the newest snapshot damaged after it was published, when a process starts, then it starts from the one before, with
-    the same state, and an alarm names the position.
-    """
-    engine = engine_of(stored, index_name)
-    keeper, _ = keeper_of(stored, index_name)
-    with small_margin():
-        for turn in range(3):
-            work(engine, 8, f"t{turn}-")
-            keeper.turn()
-    newest = stored.keeping(index_name).shelf.pointers()[0]
-    client: Any = stored.backend._client  # type: ignore[attr-defined]
-    client.setrange(IndexKeys.of(index_name).blob(newest.blob), newest.size // 2, b"\x00\xff\x00")
-
-    with caplog.at_level(logging.ERROR, logger="statecore"):
-        replica = fresh(stored, index_name)
-
-    assert replica.digest() == engine.digest()
-    assert f"snapshot at position {newest.position} is not used" in caplog.text
 
 
 def test_two_keepers_do_not_undo_each_other(connection: LogConnection, index_name: str) -> None:
@@ -309,201 +249,6 @@ def test_one_that_is_damaged_is_replaced(connection: LogConnection, index_name: 
     keeper.turn()
     assert (len(said.of("published")), keeper.totals.snapshot_sound) == (2, True)
     assert fresh(connection, index_name).digest() == engine.digest()
-
-
-def test_one_that_does_not_come_about_fills_no_memory(redis_url: str, index_name: str) -> None:
-    """Twenty megabytes at every turn would fill the server within minutes (E-29).
-
-    Given a keeper whose snapshots are never sound, when it takes turn after turn, then it tries seldom, and keeps nothing
-    of what it stored; and when they are sound again, it publishes.
-    """
-    encode = snapshot.encode
-
-    def damaged(state: Any) -> bytes:
-        data = bytearray(encode(state))
-        data[len(data) // 2] ^= 1
-        return bytes(data)
-
-    with connect(redis_url) as connection:
-        engine = engine_of(connection, index_name)
-        work(engine, 10)
-        clock = Clock()
-        keeper, said = keeper_of(connection, index_name, clock=clock)
-        with mock.patch.object(snapshot, "encode", damaged):
-            for _ in range(200):
-                keeper.turn()
-                clock.now += 0.5
-
-        client: Any = connection.backend._client  # type: ignore[attr-defined]
-        assert 2 <= len(said.of("not_published")) <= 5
-        assert client.keys(f"kv:{{{index_name}}}:snapshot:*") == []
-
-        clock.now += 100
-        keeper.turn()
-        assert len(said.of("published")) == 1
-
-
-def test_a_replica_whose_snapshots_are_replaced_while_it_reads(connection: LogConnection, index_name: str) -> None:
-    """A process that was stopped for a moment would take a healthy index for damaged.
-
-    Given a replica behind the trim that has seen where the snapshots are, when both are replaced before it reads them, then
-    it reads the new ones, and nobody is alarmed.
-    """
-    idle = engine_of(connection, index_name, "idle")
-    idle.match("kept", [5] * 4)
-    busy = engine_of(connection, index_name, "busy")
-    keeper, _ = keeper_of(connection, index_name)
-    with small_margin():
-        for turn in range(4):
-            work(busy, 12, f"t{turn}-")
-            keeper.turn()
-        shelf = type(connection.backend.transport(index_name).snapshots)
-        looks = [0]
-
-        def pointers(self: Any, look: Any = shelf.pointers) -> Any:
-            found = look(self)
-            looks[0] += 1
-            if looks[0] == 1:
-                for turn in range(2):
-                    work(busy, 12, f"u{turn}-")
-                    keeper.turn()
-            return found
-
-        with mock.patch.object(shelf, "pointers", pointers), mock.patch.object(EventLog, "alarm") as alarm:
-            idle.allocate("kept", 1)
-
-    assert looks[0] > 1
-    assert not alarm.called
-    busy.refresh()
-    assert idle.digest() == busy.digest()
-
-
-def test_a_log_that_grows_while_it_is_read_is_read_to_an_end(connection: LogConnection, index_name: str) -> None:
-    """Otherwise no process could join a busy index, and its keeper would do nothing but read.
-
-    Given a log that grows by a commit with every read, when a process reads it to its end, then that comes, and it has all
-    that was there at the beginning.
-    """
-    engine = engine_of(connection, index_name)
-    work(engine, 3)
-    reader = engine_of(connection, index_name, "reader")
-    log = connection.log(index_name, follow=False)
-    before = engine.position
-    read, reads = EventLog.read_stored, [0]
-
-    def growing(self: EventLog, after: int, limit: int | None = None) -> Any:
-        if self is not engine._session._log and reads[0] < 100:
-            reads[0] += 1
-            engine.match(f"q{reads[0]}", [reads[0]] * 4)
-        return read(self, after, limit)
-
-    with mock.patch.object(EventLog, "read_stored", growing):
-        assert up_to_date(log).state.position >= before
-        assert reader.refresh() >= before
-
-    assert reads[0] < 10
-
-
-def test_a_replica_behind_the_trim_goes_on_in_the_same_life(connection: LogConnection, index_name: str) -> None:
-    """An engine that was idle for hours must not lose its requests because the log has moved on.
-
-    Given an engine with a live request that has not looked while the log was trimmed past it, when it calls, then it goes on
-    with its request, at the end of the log, in the same session.
-    """
-    idle = engine_of(connection, index_name, "idle")
-    idle.match("kept", [5, 6, 7, 8] * 2)
-    table = idle.allocate("kept", 2).blocks
-    behind = idle.position
-    busy = engine_of(connection, index_name, "busy")
-    keeper, _ = keeper_of(connection, index_name)
-    with small_margin():
-        for turn in range(4):
-            work(busy, 8, f"t{turn}-")
-            keeper.turn()
-    assert connection.log(index_name).head().first > behind + 1
-
-    idle.allocate("kept", 1)
-
-    assert idle.table("kept")[:2] == list(table)
-    assert idle.session == 1
-    busy.refresh()
-    assert idle.digest() == busy.digest()
-
-
-def test_a_log_without_its_beginning_and_without_a_snapshot_is_told(stored: LogConnection, index_name: str) -> None:
-    """Somebody trimmed by hand: better no state than a wrong one."""
-    engine = engine_of(stored, index_name)
-    work(engine, 5)
-    client: Any = stored.backend._client  # type: ignore[attr-defined]
-    client.xtrim(IndexKeys.of(index_name).log, minid="10-0", approximate=False)
-
-    with pytest.raises(CorruptState, match="begins at position 10 and no snapshot covers"):
-        fresh(stored, index_name)
-
-
-def test_memory_in_redis_stays_flat(redis_url: str, index_name: str) -> None:
-    """A log that only grows fills the server within days (E-29); so would jobs, reports, seats and names that only grow.
-
-    Given an engine with a host tier and a worker, and engines that come and go under the same few names, when the index runs
-    far past several snapshot intervals, then the memory of its keys does not grow.
-    """
-    with connect(redis_url) as connection, bounds(SNAPSHOT_MARGIN=MARGIN, ACKS_TTL_S=0.05):
-        tiers: dict[str, Any] = {"gpu_blocks": 8, "cpu_blocks": 16}
-        engine = engine_of(connection, index_name, **tiers)
-        keeper, said = keeper_of(connection, index_name)
-        client: Any = connection.backend._client  # type: ignore[attr-defined]
-        sizes, finished, names = [], 0, []
-        for turn in range(14):
-            guest = engine_of(connection, index_name, f"guest-{turn % 2}", **tiers)
-            for each in (guest, engine):
-                moved = connection.jobs(index_name, each.gpu_pool, 0, 1, f"worker-{turn}")
-                moved.enter(takeover=True)
-                for number in range(EVERY // 4):
-                    finished += swapped(each, moved, f"t{turn % 3}-{number}", [number % 3, *([turn % 5] * 11)])
-                moved.leave()
-            guest.leave()
-            keeper.turn()
-            time.sleep(0.06)  # reports of what is finished run out
-            names = client.keys(f"kv:{{{index_name}}}:*")
-            sizes.append(sum(client.memory_usage(name, samples=0) or 0 for name in names))
-        kinds = {name.decode().split(":")[2] for name in names}
-
-    assert len(said.of("published")) == 14
-    assert finished > 28, "nothing was swapped"
-    assert kinds >= {"log", "head", "fence", "snapshot", "jobs", "seats"}
-    early, late = max(sizes[3:8]), max(sizes[9:])
-    assert late <= early * 1.1, f"memory grew from {early} to {late} bytes: {sizes}"
-
-
-def swapped(engine: CacheIndex, worker: JobQueue, request: str, tokens: list[int]) -> int:
-    """A request that computes what is not there, and the jobs it takes; how many those were."""
-    finished = 0
-    engine.match(request, tokens)
-    for _ in range(2):  # what is swapped in comes first; then room may have to be made
-        while isinstance(job := worker.take(0.0), Delivery):
-            worker.finish(job, ok=True)
-            finished += 1
-        engine.refresh()
-        if (missing := 3 - len(engine.table(request))) > 0:
-            engine.allocate(request, missing)
-    engine.extend(request, ready=True)
-    engine.release(request)
-    return finished
-
-
-def test_what_nobody_published_runs_out(redis_url: str, index_name: str) -> None:
-    """A keeper that dies after storing leaves a blob nobody names: it must not stay for ever."""
-    with connect(redis_url) as connection:
-        engine = engine_of(connection, index_name)
-        work(engine, 10)
-        place = with_shelf(connection.keeping(index_name), "upload", after=True)
-        mortal, _ = keeper_of(connection, index_name, place=place)
-        with pytest.raises(Dies):
-            mortal.turn()
-
-        client: Any = connection.backend._client  # type: ignore[attr-defined]
-        (orphan,) = client.keys(f"kv:{{{index_name}}}:snapshot:*")
-        assert 0 < client.pttl(orphan) <= limits.SNAPSHOT_UPLOAD_TTL_S * 1000
 
 
 def test_the_pointer_needs_the_whole_blob() -> None:

@@ -17,7 +17,7 @@ from events.keys import IndexKeys
 from events.log import LogConnection
 from events.ports import Appended, Base, Job
 from statecore import CacheIndex
-from tests.contract.test_server_lives import append_only_file, restart
+from tests.contract.lives import append_only_file, restart
 from tests.jobs.given import POOL, commit, finishes, index_with, job, seated, taken
 from tests.servers import RedisServer
 from tests.workers.fleet import GPU_BLOCKS, HELD, HOST_POOL, WAIT_S, Fleet, eventually, prompt
