@@ -80,11 +80,11 @@ def catch(bug: Bug, search: Search) -> Caught | None:
     """The first run that notices the bug as it should, and goes through without it."""
     for seed in range(bug.first, bug.first + search.runs):
         with bug.plant():
-            check = _ended_by(seed, search)
-        if check in bug.checks and not _ended_by(seed, search):
+            check = check_of(_failure(seed, search))
+        if check in bug.checks and _failure(seed, search) is None:
             return Caught(seed, check)
     return None
 
 
-def _ended_by(seed: int, search: Search) -> str:
-    return check_of(run(seed, search.steps, tiers=search.tiers, perils=search.perils).failure)
+def _failure(seed: int, search: Search) -> Exception | None:
+    return run(seed, search.steps, tiers=search.tiers, perils=search.perils).failure
