@@ -108,6 +108,10 @@ CONFLICT_ATTEMPTS_MAX: Final = 64
 """Times a step is decided again after a conflict. Each conflict means that somebody else made progress; with 8
 saturating engines on one pool, 64 losses in a row do not happen by chance."""
 
+JOIN_ATTEMPTS_MAX: Final = 1024
+"""The same for a life that begins. The one before may be of a process that still works, and commits without a pause: then
+every commit of it is a conflict, until this one has ended it. At worst about 10 s of waits."""
+
 CONFLICT_WAIT_INITIAL_S: Final = 0.0005
 CONFLICT_WAIT_MAX_S: Final = 0.02
 """Jittered wait after the second conflict in a row: a commit takes 0.2 ms, so waiting longer only adds latency."""

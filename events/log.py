@@ -306,8 +306,9 @@ class EventLog:
             if left <= 0:
                 return
 
-    def attempts(self) -> Iterator[int]:
-        return conflict_attempts(self._sleep)
+    def attempts(self, *, joining: bool) -> Iterator[int]:
+        most = limits.JOIN_ATTEMPTS_MAX if joining else limits.CONFLICT_ATTEMPTS_MAX
+        return conflict_attempts(self._sleep, most)
 
     def mutex(self) -> Mutex:
         return threading.RLock()

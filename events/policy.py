@@ -37,11 +37,12 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, Unavailable) and not error.lasting
 
 
-def conflict_attempts(sleep: Callable[[float], None]) -> Iterator[int]:
-    """1, 2, 3 … up to the bound. The second attempt comes at once, because the reply already brought what was missing;
+def conflict_attempts(sleep: Callable[[float], None], most: int) -> Iterator[int]:
+    """1, 2, 3 … up to `most`. The second attempt comes at once, because the reply already brought what was missing;
     from the third on after a growing wait with full jitter, so that equals do not collide in step for ever."""
-    for attempt in range(1, limits.CONFLICT_ATTEMPTS_MAX + 1):
+    for attempt in range(1, most + 1):
         if attempt > 2:
-            longest = min(limits.CONFLICT_WAIT_MAX_S, limits.CONFLICT_WAIT_INITIAL_S * 2 ** (attempt - 2))
+            doublings = min(attempt - 2, 16)  # far beyond the longest wait, and no number without end
+            longest = min(limits.CONFLICT_WAIT_MAX_S, limits.CONFLICT_WAIT_INITIAL_S * 2**doublings)
             sleep(random.uniform(0, longest))
         yield attempt

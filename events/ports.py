@@ -367,8 +367,11 @@ class Log(Protocol):
         """Seconds left, again and again until none are; the first time in any case."""
         ...
 
-    def attempts(self) -> Iterator[int]:
-        """1, 2, 3 … for deciding again after conflicts: waits with jitter before each, ends when it is enough."""
+    def attempts(self, *, joining: bool) -> Iterator[int]:
+        """1, 2, 3 … for deciding again after conflicts: waits with jitter before each, ends when it is enough.
+
+        `joining`: a life begins, whose forerunner may still be at work; then it ends much later.
+        """
         ...
 
     def mutex(self) -> Mutex:

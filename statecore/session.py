@@ -270,7 +270,7 @@ class Session(Following):
 
     def _commit(self, step: Step) -> None:
         scope, behind = "", False
-        for attempt in self._log.attempts():
+        for attempt in self._log.attempts(joining=not self.number):
             if attempt > 1:  # what the last reply brought is enough for the second; before later ones there was a wait
                 news = self._news() if behind or attempt > _FRESH_ATTEMPTS else ()
                 with self._guard:

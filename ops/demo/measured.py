@@ -46,9 +46,9 @@ class MeasuredLog:
     def index(self) -> str:
         return self._log.index
 
-    def attempts(self) -> Iterator[int]:
+    def attempts(self, *, joining: bool) -> Iterator[int]:
         self._began = None
-        return self._log.attempts()
+        return self._log.attempts(joining=joining)
 
     def append(self, commit: Commit, base: Base) -> AppendReply:
         start = perf_counter()

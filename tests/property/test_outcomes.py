@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 from hypothesis import given
 
 from events.log import EventLog
 from events.memory import MemoryTransport
-from events.ports import RawReply, Record
 from statecore import invariants
 from statecore.index import CacheIndex
 from statecore.rejections import StepConflict
 from statecore.replica import Replica
 from tests.property.histories import BLOCKS, KINDS, Answer, Operation, call, many, operations, thorough
+from tests.property.interrupted import Connected, Interrupted
 from tests.sim.model import counts
 
 CALLS = tuple(kind for kind in KINDS if kind not in ("commit", "leave", "let go"))
@@ -23,36 +21,6 @@ STEPS = many(many(operations(CALLS), 1, 7), 1, 8)
 
 # One content, small pools: the same nodes are split, shared, cut and dropped by both pools all the time.
 CHAIN = many(many(operations(("serve", "serve", "match", "release", "release", "hold", "let go"), 1), 1, 7), 1, 8)
-
-
-class Interrupted(MemoryTransport):
-    """A log in memory in which others act between an engine's decision and its append."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.between: Callable[[], object] | None = None
-
-    def append(self, record: Record, **arguments: Any) -> RawReply:
-        act, self.between = self.between, None
-        if act is not None:
-            act()
-        return super().append(record, **arguments)
-
-
-class Connected:
-    """A connection whose logs all lie on one transport."""
-
-    def __init__(self, transport: MemoryTransport) -> None:
-        self.transport = transport
-
-    def log(self, index: str, *, follow: bool = True) -> EventLog:
-        return EventLog(index, self.transport, follow=follow, sleep=lambda _: None)
-
-    def indexes(self) -> tuple[str, ...]:
-        return ()
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def engine_of(transport: MemoryTransport, name: str, pool: str) -> CacheIndex:
