@@ -29,6 +29,7 @@ class Settings:
     Attributes:
         pool, blocks: GPU pool; shared by all that name the same.
         requests: how many to serve; 0 to serve until killed.
+        meets: go on, for at most ten times as many, until somebody was faster at least once.
     """
 
     url: str
@@ -38,6 +39,7 @@ class Settings:
     blocks: int
     seed: int
     requests: int
+    meets: bool = False
 
 
 def say(event: str, **details: Any) -> None:
@@ -116,13 +118,25 @@ def main(settings: Settings) -> None:
             gpu_blocks=settings.blocks,
             block_size=BLOCK_SIZE,
         )
+        joining = index.conflicts  # with others that join: whose pool is whose has no part in it
         say("joined", session=index.session)
         engine = Engine(index, settings.seed)
-        while not settings.requests or engine.served < settings.requests:
+
+        def wanted() -> int:
+            unmet = settings.meets and index.conflicts == joining
+            return settings.requests * 10 if unmet else settings.requests
+
+        while not settings.requests or engine.served < wanted():
             engine.serve_one()
             say("progress", served=engine.served)
         engine.release_all()
-        say("done", reused=engine.reused, commits=index.commits, conflicts=index.conflicts, refused=engine.refused)
+        say(
+            "done",
+            reused=engine.reused,
+            commits=index.commits,
+            conflicts=index.conflicts - joining,
+            refused=engine.refused,
+        )
         for _line in sys.stdin:
             say("state", position=index.refresh(), digest=index.digest(), session=index.session)
 

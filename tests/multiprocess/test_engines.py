@@ -85,7 +85,13 @@ def start(embedded_redis: EmbeddedRedis, index_name: str) -> Iterator[Start]:
     started: list[EngineProcess] = []
 
     def begin(
-        engine: str, *, pool: str = "shared", blocks: int = 96, requests: int = 0, hash_seed: str = "0"
+        engine: str,
+        *,
+        pool: str = "shared",
+        blocks: int = 96,
+        requests: int = 0,
+        meets: bool = False,
+        hash_seed: str = "0",
     ) -> EngineProcess:
         settings = Settings(
             url=embedded_redis.url,
@@ -95,6 +101,7 @@ def start(embedded_redis: EmbeddedRedis, index_name: str) -> Iterator[Start]:
             blocks=blocks,
             seed=len(started),
             requests=requests,
+            meets=meets,
         )
         started.append(EngineProcess(settings, hash_seed))
         return started[-1]
@@ -130,8 +137,8 @@ def test_one_of_several_engines_is_killed(start: Start, connection: LogConnectio
     """
     victim = start("victim", hash_seed="1")
     engines = [
-        start("engine-1", requests=60, hash_seed="2"),
-        start("engine-2", requests=60, hash_seed="random"),
+        start("engine-1", requests=60, meets=True, hash_seed="2"),
+        start("engine-2", requests=60, meets=True, hash_seed="random"),
         start("engine-3", pool="own", blocks=40, requests=60, hash_seed="4242"),
     ]
     for engine in (victim, *engines):
