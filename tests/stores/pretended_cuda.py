@@ -48,6 +48,18 @@ class Direction(enum.IntEnum):
     cudaMemcpyDefault = 4
 
 
+class SourceOrder(enum.IntEnum):
+    """`cudaMemcpySrcAccessOrder`."""
+
+    cudaMemcpySrcAccessOrderStream = 1
+
+
+class Attributes:
+    """`cudaMemcpyAttributes`."""
+
+    srcAccessOrder: SourceOrder | None = None
+
+
 class MemHandle:
     """`cudaIpcMemHandle_t`: 64 bytes at `getPtr()`."""
 
@@ -80,16 +92,20 @@ class PretendedRuntime:
         opened: addresses that were opened by handle and not closed.
         streams: what is queued in each stream that exists.
         fails: answers this error to calls of these names.
+        version: of the driver, as it says it.
     """
 
     cudaError_t = Error
     cudaMemcpyKind = Direction
+    cudaMemcpyAttributes = Attributes
+    cudaMemcpySrcAccessOrder = SourceOrder
     cudaIpcMemHandle_t = MemHandle
     cudaStreamNonBlocking = 1
     cudaHostRegisterPortable = 1
     cudaIpcMemLazyEnablePeerAccess = 1
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 13_000) -> None:
+        self.version = version
         self.allocated: dict[int, npt.NDArray[np.uint8]] = {}
         self.pinned: dict[int, int] = {}
         self.opened: list[int] = []
@@ -119,6 +135,14 @@ class PretendedRuntime:
         self._current.gpu = device
         return (Error.cudaSuccess,)
 
+    def _copy_now(self, destination: int, source: int, size: int, kind: Direction) -> tuple[Any, ...]:
+        assert kind is Direction.cudaMemcpyDefault
+        ctypes.memmove(destination, source, size)
+        return (Error.cudaSuccess,)
+
+    def _driver_version(self) -> tuple[Any, ...]:
+        return Error.cudaSuccess, self.version
+
     def _error_string(self, error: Error) -> tuple[Any, ...]:
         return Error.cudaSuccess, f"text of {error.name}".encode()
 
@@ -142,6 +166,25 @@ class PretendedRuntime:
     def _copy(self, destination: int, source: int, size: int, kind: Direction, stream: int) -> tuple[Any, ...]:
         assert kind is Direction.cudaMemcpyDefault
         self.streams[stream].append((destination, source, size))
+        return (Error.cudaSuccess,)
+
+    def _batch(
+        self,
+        destinations: list[int],
+        sources: list[int],
+        sizes: list[int],
+        count: int,
+        attributes: list[Attributes],
+        begin_at: list[int],
+        kinds: int,
+        stream: int,
+    ) -> tuple[Any, ...]:
+        """In no order that anybody may count on."""
+        assert self.version >= 12_080, "an older driver does not have it"
+        if not count or (len(attributes), begin_at, kinds) != (1, [0], 1) or attributes[0].srcAccessOrder is None:
+            return (Error.cudaErrorInvalidValue,)
+        assert len(destinations) == len(sources) == len(sizes) == count
+        self.streams[stream] += reversed(list(zip(destinations, sources, sizes, strict=True)))
         return (Error.cudaSuccess,)
 
     def _synchronize(self, stream: int) -> tuple[Any, ...]:
@@ -185,13 +228,16 @@ class PretendedRuntime:
 
 _CALLS: dict[str, tuple[Callable[..., tuple[Any, ...]], int]] = {
     "cudaSetDevice": (PretendedRuntime._set_device, 0),
+    "cudaDriverGetVersion": (PretendedRuntime._driver_version, 1),
     "cudaGetErrorString": (PretendedRuntime._error_string, 1),
     "cudaMalloc": (PretendedRuntime._malloc, 1),
     "cudaFree": (PretendedRuntime._free, 0),
     "cudaStreamCreateWithFlags": (PretendedRuntime._stream, 1),
     "cudaStreamDestroy": (PretendedRuntime._destroy, 0),
     "cudaStreamSynchronize": (PretendedRuntime._synchronize, 0),
+    "cudaMemcpy": (PretendedRuntime._copy_now, 0),
     "cudaMemcpyAsync": (PretendedRuntime._copy, 0),
+    "cudaMemcpyBatchAsync": (PretendedRuntime._batch, 0),
     "cudaHostRegister": (PretendedRuntime._register, 0),
     "cudaHostUnregister": (PretendedRuntime._unregister, 0),
     "cudaIpcGetMemHandle": (PretendedRuntime._get_handle, 1),

@@ -23,19 +23,28 @@ from workers.store import CopyFailed
 SIZE = 1 << 20
 
 
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendedRuntime:
-    runtime = PretendedRuntime()
+NEW, OLD = 13_000, 12_070
+"""Drivers that copy in batches, and that do not."""
+COPIES = {NEW: "cudaMemcpyBatchAsync", OLD: "cudaMemcpyAsync"}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, version: int) -> PretendedRuntime:
+    runtime = PretendedRuntime(version)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", PretendedDriver(runtime))
     return runtime
 
 
-@pytest.fixture(params=["pretended", "gpu"])
-def runtime(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=[NEW, OLD])
+def pretended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PretendedRuntime:
+    return pretend(monkeypatch, request.param)
+
+
+@pytest.fixture(params=[NEW, OLD, "gpu"])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`cuda.bindings.runtime`, pretended or real."""
-    if request.param == "pretended":
-        return request.getfixturevalue("pretended")
+    if request.param != "gpu":
+        return pretend(monkeypatch, request.param)
     skip_without_gpu()
     return importlib.import_module("cuda.bindings.runtime")
 
@@ -88,6 +97,26 @@ def test_bytes_survive_the_way_to_the_gpu_and_back(on_gpu: Callable[[], int], pi
     assert np.array_equal(back[half : half + quarter], there[:quarter])
     assert not back[quarter:half].any()
     assert not back[half + quarter :].any()
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 64, 65, 200])
+def test_many_small_pieces_each_go_to_their_place(on_gpu: Callable[[], int], pieces: int) -> None:
+    """Blocks of one transfer would be mixed up, or the last of them be left out.
+
+    Given so many pieces, when they go to the GPU and come back in other orders, then each is at its place, and nothing else
+    has changed.
+    """
+    memory, size, chance = CudaMemory(0), 4096, np.random.default_rng(7)
+    there, here, back = random_bytes(8), on_gpu(), np.zeros(SIZE, np.uint8)
+    on_device, in_back = (chance.permutation(SIZE // size)[:pieces] for _ in range(2))
+    source, target = there.ctypes.data, back.ctypes.data
+    memory.move([(here + size * int(at), source + size * n, size) for n, at in enumerate(on_device)])
+    memory.move([(target + size * int(at), here + size * int(on_device[n]), size) for n, at in enumerate(in_back)])
+    memory.close()
+
+    expected = np.zeros((SIZE // size, size), np.uint8)
+    expected[in_back] = there.reshape(-1, size)[:pieces]
+    assert np.array_equal(back.reshape(-1, size), expected)
 
 
 def test_a_handle_says_where_in_its_allocation(on_gpu: Callable[[], int]) -> None:
@@ -168,32 +197,32 @@ def test_a_move_returns_when_the_bytes_have_arrived(pretended: PretendedRuntime)
 def test_a_failed_copy_leaves_nothing_under_way(pretended: PretendedRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks would be given to somebody else while a queued copy still writes them (E-10).
 
-    Given a copy that is refused after one was queued, when moved, then CopyFailed with the reason, and the queue is
-    empty.
+    Given a call that is refused after one has queued copies, when moved, then CopyFailed with the reason, and the queue
+    is empty.
     """
-    memory = CudaMemory(0)
+    memory, call = CudaMemory(0), COPIES[pretended.version]
     _, there = pretended.cudaMalloc(SIZE)
     source = random_bytes(4)
-    queue = pretended._copy
+    queue = getattr(pretended, call)
 
     def second_refused(*arguments: Any) -> tuple[Any, ...]:
         return queue(*arguments) if not pretended.streams[1] else (Error.cudaErrorIllegalAddress,)
 
-    monkeypatch.setattr(pretended, "cudaMemcpyAsync", second_refused, raising=False)
-    spans = [(there, source.ctypes.data, 8), (there + 8, source.ctypes.data, 8)]
-    with pytest.raises(CopyFailed, match=r"cudaMemcpyAsync failed on GPU 0: text of cudaErrorIllegalAddress \(700\)"):
-        memory.move(spans)
+    monkeypatch.setattr(pretended, call, second_refused, raising=False)
+    with pytest.raises(CopyFailed, match=rf"{call} failed on GPU 0: text of cudaErrorIllegalAddress \(700\)"):
+        memory.move([(there + 8 * piece, source.ctypes.data, 8) for piece in range(100)])
 
     assert pretended.streams == {1: []}
 
 
-@pytest.mark.parametrize("call", ["cudaSetDevice", "cudaMemcpyAsync", "cudaStreamSynchronize"])
+@pytest.mark.parametrize("call", ["cudaSetDevice", "the copy", "cudaStreamSynchronize"])
 def test_no_error_of_a_copy_is_passed_over(pretended: PretendedRuntime, call: str) -> None:
     """A transfer would be reported as done whose bytes never arrived.
 
     Given a call of a copy that fails, when moved, then CopyFailed naming it.
     """
     memory = CudaMemory(0)
+    call = COPIES[pretended.version] if call == "the copy" else call
     pretended.fails[call] = Error.cudaErrorIllegalAddress
     with pytest.raises(CopyFailed, match=f"{call} failed"):
         memory.move([(1, 2, 3)])
@@ -203,6 +232,7 @@ def test_no_error_of_a_copy_is_passed_over(pretended: PretendedRuntime, call: st
     ("call", "use"),
     [
         ("cudaSetDevice", lambda _: CudaMemory(0)),
+        ("cudaDriverGetVersion", lambda _: CudaMemory(0)),
         ("cudaStreamCreateWithFlags", lambda _: CudaMemory(0)),
         ("cudaHostRegister", lambda memory: memory.pin(4096, 4096)),
         ("cudaHostUnregister", lambda memory: memory.unpin(4096)),
