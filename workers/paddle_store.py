@@ -9,9 +9,9 @@ through `pointer_copy.py` or `cuda_memory.py`, and which address to which is `bl
 | gpu:n | cpu  | shared memory, page-locked here by cudaHostRegister | the bytes                                |
 | gpu:n | gpu  | tensors of this process, or of the engine          | a segment that holds a CUDA handle each   |
 
-**What has not been run:** place "gpu:n" with a GPU (see `cuda_memory.py`). Its path through this file, from published
-tensors over handles to addresses, is tested with host memory standing in for the GPU; `tests/stores` runs it where
-there is one. Place "cpu" is tested always: `make test` installs paddle.
+**What has not been run:** place "gpu:n" with paddle's own tensors; with PyTorch's in their place it was (`cuda_memory.py`).
+Without a GPU its path through this file, from published tensors over handles to addresses, is tested with host memory
+standing in for it. Place "cpu" is tested always: `make test` installs paddle.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class PaddleStore:
         *,
         device: DeviceMemory | None = None,
     ) -> None:
-        """InvalidInput when paddle, cuda-python or the place is missing. `device` stands in for the GPU in tests."""
+        """InvalidInput when paddle, cuda-python or the place is missing. `device` stands in for the GPU in tests.
+
+        `folder` lies in memory: CUDA page-locks no file of a disk.
+        """
         self._paddle = _paddle()
         self._place = place
         self._device = device if device is not None else _device(place)

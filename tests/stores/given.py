@@ -61,6 +61,15 @@ def import_paddle() -> Any:
     return sys.modules["paddle"]
 
 
+def import_paddle_for_gpu() -> Any:
+    """The module; skip where it was built for CPUs only, or there is no GPU."""
+    paddle = import_paddle()
+    if not paddle.is_compiled_with_cuda():
+        pytest.skip("no GPU here: this paddle was built without CUDA")
+    skip_without_gpu()
+    return paddle
+
+
 def skip_without_gpu() -> None:
     """Skip, with what CUDA says, where no GPU can be used."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.stores.given import (
     content,
     hash_of,
     import_paddle,
-    skip_without_gpu,
+    import_paddle_for_gpu,
 )
 from workers.block_moves import Span
 from workers.layout import CacheLayout
@@ -29,6 +30,7 @@ from workers.numpy_store import NumpyStore
 from workers.paddle_store import PaddleStore
 from workers.pointer_copy import HostMemory
 from workers.segment_header import IPC_HANDLE_BYTES
+from workers.shared_memory import SHARED_FOLDER
 from workers.store import MemoryGone
 
 
@@ -300,16 +302,20 @@ def test_a_paddle_without_cuda_makes_no_gpu_pool(tmp_path: Path, gpu: PretendedG
 
 
 @pytest.fixture
-def on_gpu(tmp_path: Path) -> Iterator[Any]:
+def folder() -> Iterator[Path]:
+    """In memory, as the pools of an index are: CUDA page-locks no file that lies on a disk."""
+    with tempfile.TemporaryDirectory(dir=SHARED_FOLDER) as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def on_gpu(folder: Path) -> Iterator[Any]:
     """Opens stores on place gpu:0, where there is one; closes them after the test."""
-    paddle = import_paddle()
-    if not paddle.is_compiled_with_cuda():
-        pytest.skip("no GPU here: this paddle was built without CUDA")
-    skip_without_gpu()
+    import_paddle_for_gpu()
     opened: list[PaddleStore] = []
 
     def open_one() -> PaddleStore:
-        opened.append(PaddleStore(INDEX, 0, "gpu:0", tmp_path))
+        opened.append(PaddleStore(INDEX, 0, "gpu:0", folder))
         return opened[-1]
 
     yield open_one
@@ -338,7 +344,7 @@ def test_blocks_survive_the_way_from_a_gpu_and_back(on_gpu: Any) -> None:
     assert b"".join(tensor[0].tobytes() for tensor in tensors) == content(3)
 
 
-def test_a_worker_process_opens_what_an_engine_published_on_a_gpu(on_gpu: Any, tmp_path: Path) -> None:
+def test_a_worker_process_opens_what_an_engine_published_on_a_gpu(on_gpu: Any, folder: Path) -> None:
     """Blocks of engine-made tensors could not be swapped out and back by another process.
 
     Given tensors an engine made on the GPU, all cut from one allocation or not, when a worker process attaches to them
@@ -352,7 +358,7 @@ def test_a_worker_process_opens_what_an_engine_published_on_a_gpu(on_gpu: Any, t
     engine.create("host", "cpu", LARGER)
     for block in range(SMALL.num_blocks):
         engine.fill("gpu-0", block, hash_of(block))
-    with OtherProcess(tmp_path, kind=partial(PaddleStore, place="gpu:0")) as worker:
+    with OtherProcess(folder, kind=partial(PaddleStore, place="gpu:0")) as worker:
         worker.do("attach", "gpu-0", SMALL)
         worker.do("attach", "host", LARGER)
         worker.do("copy", "gpu-0", "host", ((0, 8),), ((10, 8),))
@@ -362,13 +368,13 @@ def test_a_worker_process_opens_what_an_engine_published_on_a_gpu(on_gpu: Any, t
     assert all(engine.matches("gpu-0", block, hash_of((block + 4) % 8)) for block in range(8))
 
 
-def test_gpu_memory_of_a_killed_engine_is_not_opened(on_gpu: Any, tmp_path: Path) -> None:
+def test_gpu_memory_of_a_killed_engine_is_not_opened(on_gpu: Any, folder: Path) -> None:
     """A worker would copy from memory that the driver has given to somebody else.
 
     Given an engine on the GPU that was killed, when a worker attaches to its pool, then MemoryGone.
     """
     worker = on_gpu()
-    with OtherProcess(tmp_path, kind=partial(PaddleStore, place="gpu:0")) as engine:
+    with OtherProcess(folder, kind=partial(PaddleStore, place="gpu:0")) as engine:
         engine.do("create", "gpu-0", "gpu", SMALL)
         worker.attach("gpu-0", SMALL)
         engine.kill()

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import attrs
 
@@ -27,9 +27,9 @@ from statecore.ranges import ids
 from tests.workers.held_store import FOLDER_VARIABLE
 from workers.launcher import launch_workers, stop_workers
 from workers.layout import CacheLayout
-from workers.numpy_store import NumpyStore
 from workers.rebuild import missing_jobs
 from workers.shared_pools import remove_stale
+from workers.store import BlockStore
 from workers.stores import StoreSettings
 
 RANKS: Final = 2
@@ -61,17 +61,20 @@ def eventually(holds: Callable[[], object], what: str) -> None:
 class Fleet:
     """An index, its memory on every rank, and what a test starts; `close` ends and removes all of it."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, store: str = "numpy") -> None:
+        """`store`: what the engines keep their blocks in, as `launch` names one for the workers."""
+        self.store = store
         self.index = f"fleet-{os.getpid()}-{next(_numbers)}"
         self.folder = folder
         self.connection: LogConnection = connect(url)
         self.url = url
         self.engines: list[CacheIndex] = []
-        self.stores = [NumpyStore(self.index, rank) for rank in range(RANKS)]
+        make = StoreSettings(store).maker()
+        self.stores = [cast("BlockStore", make(self.index, rank)) for rank in range(RANKS)]
         self.workers: list[subprocess.Popen[bytes]] = []
         os.environ[FOLDER_VARIABLE] = str(folder)
-        for store in self.stores:
-            store.create(HOST_POOL, "cpu", HOST_LAYOUT)
+        for each in self.stores:
+            each.create(HOST_POOL, "cpu", HOST_LAYOUT)
 
     def engine(self, name: str, host_blocks: int = HOST_BLOCKS) -> CacheIndex:
         engine = CacheIndex(
@@ -89,14 +92,15 @@ class Fleet:
         return engine
 
     def launch(
-        self, engine: CacheIndex, store: str = "numpy", *, takeover: bool = False, timeout_s: float = WAIT_S
+        self, engine: CacheIndex, store: str | None = None, *, takeover: bool = False, timeout_s: float = WAIT_S
     ) -> list[subprocess.Popen[bytes]]:
+        """Workers for an engine's pool, with the engines' store unless another is named."""
         workers = launch_workers(
             self.url,
             self.index,
             engine.gpu_pool,
             RANKS,
-            StoreSettings(store=store),
+            StoreSettings(store=store or self.store),
             timeout_s=timeout_s,
             takeover=takeover,
             log_folder=self.folder,

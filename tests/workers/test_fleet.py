@@ -16,7 +16,7 @@ from events.embedded import EmbeddedRedis
 from statecore import CacheIndex, UnknownTransfer
 from statecore.invariants import violations
 from tests.jobs.given import seated, taken
-from tests.stores.given import import_paddle
+from tests.stores.given import import_paddle, import_paddle_for_gpu
 from tests.workers.fleet import (
     BLOCK_TOKENS,
     GPU_BLOCKS,
@@ -34,10 +34,16 @@ from tests.workers.fleet import (
 from tests.workers.held_store import PATIENCE_VARIABLE
 from workers.launcher import stop_workers
 
+GPU = "paddle@gpu:0"
+
 
 @pytest.fixture
-def fleet(embedded_redis: EmbeddedRedis, tmp_path: Path) -> Iterator[Fleet]:
-    made = Fleet(embedded_redis.url, tmp_path)
+def fleet(embedded_redis: EmbeddedRedis, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """Its engines' memory is numpy's, or what the test says; on a GPU where there is one."""
+    store = getattr(request, "param", "numpy")
+    if store == GPU:
+        import_paddle_for_gpu()
+    made = Fleet(embedded_redis.url, tmp_path, store)
     yield made
     made.close()
 
@@ -61,7 +67,9 @@ def check_on_the_other(fleet: Fleet, other: CacheIndex, hashes: bytes) -> None:
     fleet.check(other.gpu_pool, match.blocks, hashes)
 
 
-@pytest.mark.parametrize("store", ["numpy", "paddle@cpu"])
+@pytest.mark.parametrize(
+    ("fleet", "store"), [("numpy", "numpy"), ("numpy", "paddle@cpu"), (GPU, GPU)], indirect=["fleet"]
+)
 def test_bytes_go_out_and_come_back_on_the_other_engine(fleet: Fleet, store: str) -> None:
     """Otherwise a prompt routed to the neighbour is computed again, or answered from wrong bytes.
 
@@ -84,6 +92,7 @@ def test_bytes_go_out_and_come_back_on_the_other_engine(fleet: Fleet, store: str
     assert second.inspect(lambda state: len(state.transfers)) == 0
 
 
+@pytest.mark.parametrize("fleet", ["numpy", GPU], indirect=True)
 def test_many_requests_through_a_small_pool(fleet: Fleet) -> None:
     """Otherwise bytes would be mixed up as soon as blocks are reused while others move.
 
