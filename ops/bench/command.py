@@ -21,6 +21,7 @@ from ops.bench import (
     core,
     fleet,
     follower,
+    gpu,
     growth,
     hashing,
     hit_rate,
@@ -53,6 +54,7 @@ GROUPS: Final[tuple[Group, ...]] = (
     latency.GROUP,
     jobs.GROUP,
     store.GROUP,
+    gpu.GROUP,
     hit_rate.GROUP,
     restart.GROUP,
     fleet.GROUP,
@@ -97,7 +99,7 @@ def command(patterns: tuple[str, ...], trace: Path | None, seed: int, quick: boo
         try:
             if trace is not None:
                 _require_enough(trace)
-            found = _measured(settings, wanted)
+            found = _measured(settings, _measurable(wanted, named=bool(patterns)))
         except (TraceError, StateCoreError, Rejection, WorkerDied) as error:
             raise click.ClickException(str(error)) from error
         if out is not None:
@@ -131,6 +133,18 @@ def _require_enough(trace: Path) -> None:
     requests = sum(1 for _ in read_trace(trace, _REQUESTS_MIN))
     if requests < _REQUESTS_MIN:
         raise click.ClickException(f"{trace} holds {requests} requests, a bench needs {_REQUESTS_MIN} at least")
+
+
+def _measurable(wanted: frozenset[str], *, named: bool) -> frozenset[str]:
+    """Without what this machine lacks something for: said on standard error, or refused when it was asked for by name."""
+    for group in GROUPS:
+        if (left_out := wanted & set(group.figures)) and (reason := group.missing()):
+            told = f"{', '.join(sorted(left_out))} cannot be measured: {reason}"
+            if named:
+                raise click.ClickException(told)
+            click.echo(told, err=True)
+            wanted -= left_out
+    return wanted
 
 
 def _measured(settings: Settings, wanted: frozenset[str]) -> list[tuple[Group, list[Measurement]]]:

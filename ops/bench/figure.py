@@ -98,6 +98,7 @@ class Group:
         figures: their names, in order.
         seconds: how long a usual run takes, for the progress bar.
         measure: settings, names that are wanted, progress -> figures; it may return more than what is wanted.
+        missing: why they cannot be measured on this machine; "" where they can.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Group:
     seconds: float
     measure: Callable[[Settings, frozenset[str], Advance], list[Measurement]]
     budgets: dict[str, Budget] = attrs.Factory(dict)
+    missing: Callable[[], str] = str
 
 
 @attrs.define

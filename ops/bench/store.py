@@ -114,7 +114,7 @@ def copy(case: Case, copied_bytes: int, repetitions: int, seed: int) -> Pair:
     random = np.random.default_rng(seed)
     pair = Pair()
     with _opened(attrs.evolve(case.block, num_blocks=_POOL_FACTOR * blocks)) as store:
-        read, written = (_chosen(blocks, random) if case.scattered else ((0, blocks),) for _ in range(2))
+        read, written = (chosen(blocks, random) if case.scattered else ((0, blocks),) for _ in range(2))
         by_store = partial(store.copy, _GPU, _HOST, read, written)
         for _ in range(1 + repetitions):
             pair.add(
@@ -123,7 +123,7 @@ def copy(case: Case, copied_bytes: int, repetitions: int, seed: int) -> Pair:
     return Pair(pair.values[1:], pair.references[1:])
 
 
-def _chosen(blocks: int, random: np.random.Generator) -> BlockRanges:
+def chosen(blocks: int, random: np.random.Generator) -> BlockRanges:
     """Every other block of the pool, in any order."""
     return tuple((2 * int(block), 1) for block in random.permutation(blocks))
 
