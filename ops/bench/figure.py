@@ -106,7 +106,7 @@ class Group:
     seconds: float
     measure: Callable[[Settings, frozenset[str], Advance], list[Measurement]]
     budgets: dict[str, Budget] = attrs.Factory(dict)
-    missing: Callable[[], str] = str
+    missing: Callable[[], str] = str  # which says "": nothing is
 
 
 @attrs.define

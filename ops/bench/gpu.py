@@ -14,7 +14,7 @@ Measured where there is a GPU and cuda-python (the extra statecore[gpu]).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -23,6 +23,7 @@ import attrs
 import numpy as np
 
 from events.errors import InvalidInput
+from events.facts import BlockRanges
 from ops.bench.figure import Advance, Group, Measurement, Pair, Settings, wall_us
 from ops.bench.store import Case, chosen
 from workers.block_moves import plan, slab, spans
@@ -31,6 +32,20 @@ from workers.layout import CacheLayout
 
 _GPU: Final = 0
 _POOL_FACTOR: Final = 2
+
+
+@attrs.frozen
+class Opened:
+    """Where the pools are: addresses of as many bytes on the GPU and, page-locked, on the host.
+
+    `runtime`: `cuda.bindings.runtime`, which `memory` uses.
+    """
+
+    memory: CudaMemory
+    runtime: Any
+    on_gpu: int
+    on_host: int
+
 
 _CASES: Final = {
     "gpu_swap_out_vs_memcpy": (Case(8, scattered=True), "out"),
@@ -52,40 +67,49 @@ def missing() -> str:
 def measure(settings: Settings, wanted: frozenset[str], advance: Advance) -> list[Measurement]:
     copied_bytes, repetitions = settings.count(usual=256 << 20, quick=2 << 20), settings.repetitions(51)
     found = []
-    with _opened(_POOL_FACTOR * copied_bytes) as (memory, runtime, on_gpu, on_host):
+    with _opened(_POOL_FACTOR * copied_bytes) as opened:
         for number, name in enumerate(name for name in _CASES if name in wanted):
             case, direction = _CASES[name]
-            source, target = (on_gpu, on_host) if direction == "out" else (on_host, on_gpu)
             blocks = copied_bytes // case.block.bytes_per_block
-            random = np.random.default_rng(settings.seed)
-            layout = attrs.evolve(case.block, num_blocks=_POOL_FACTOR * blocks)
-            by_worker = partial(_move, memory, layout, source, target, chosen(blocks, random), chosen(blocks, random))
-            kind = runtime.cudaMemcpyKind.cudaMemcpyDefault
-            at_once = partial(_successful, runtime.cudaMemcpy, target, source, copied_bytes, kind)
-            pair = Pair()
-            for _ in range(1 + repetitions):
-                pair.add(copied_bytes / wall_us(by_worker) / 1e3, copied_bytes / wall_us(at_once) / 1e3)
+            pair = copy(opened, case, direction, blocks, repetitions, settings.seed)
             label = f"one cudaMemcpy, page-locked; {blocks} × {case.block.bytes_per_block >> 10} KiB"
-            found.append(Pair(pair.values[1:], pair.references[1:]).measurement(name, "GB/s", label))
+            found.append(pair.measurement(name, "GB/s", label))
             advance((number + 1) / len(_CASES))
     return found
 
 
-def _move(memory: CudaMemory, layout: CacheLayout, source: int, target: int, read: Any, written: Any) -> None:
+def copy(opened: Opened, case: Case, direction: str, blocks: int, repetitions: int, seed: int) -> Pair:
+    """GB/s of a transfer and of the memcpy, in turn."""
+    random, runtime = np.random.default_rng(seed), opened.runtime
+    source, target = (opened.on_gpu, opened.on_host) if direction == "out" else (opened.on_host, opened.on_gpu)
+    layout, size = attrs.evolve(case.block, num_blocks=_POOL_FACTOR * blocks), blocks * case.block.bytes_per_block
+    read, written = chosen(blocks, random), chosen(blocks, random)
+    by_worker = partial(_move, opened.memory, layout, source, target, read, written)
+    at_once = partial(_successful, runtime.cudaMemcpy, target, source, size, runtime.cudaMemcpyKind.cudaMemcpyDefault)
+    pair = Pair()
+    for _ in range(1 + repetitions):
+        pair.add(size / wall_us(by_worker) / 1e3, size / wall_us(at_once) / 1e3)
+    return Pair(pair.values[1:], pair.references[1:])
+
+
+def _move(
+    memory: CudaMemory, layout: CacheLayout, source: int, target: int, read: BlockRanges, written: BlockRanges
+) -> None:
+    """One transfer between two pools that lie in one piece each, from these addresses on."""
     moves = plan(layout, layout, read, written, same_pool=False)
     memory.move(spans(moves, layout.bytes_per_block_per_tensor, slab(source, layout), slab(target, layout)))
 
 
 @contextmanager
-def _opened(size: int) -> Iterator[tuple[CudaMemory, Any, int, int]]:
-    """A memory, `cuda.bindings.runtime`, and where `size` bytes are on the GPU and as many page-locked on the host."""
+def _opened(size: int) -> Iterator[Opened]:
+    """Both pools; nothing stays taken."""
     memory, runtime = CudaMemory(_GPU), importlib.import_module("cuda.bindings.runtime")
     host = np.ones(size, dtype=np.uint8)
     (on_gpu,) = _successful(runtime.cudaMalloc, size)
     try:
         memory.pin(host.ctypes.data, size)
         try:
-            yield memory, runtime, int(on_gpu), host.ctypes.data
+            yield Opened(memory, runtime, int(on_gpu), host.ctypes.data)
         finally:
             memory.unpin(host.ctypes.data)
     finally:
@@ -93,7 +117,7 @@ def _opened(size: int) -> Iterator[tuple[CudaMemory, Any, int, int]]:
         memory.close()
 
 
-def _successful(call: Any, *arguments: Any) -> tuple[Any, ...]:
+def _successful(call: Callable[..., tuple[Any, ...]], *arguments: Any) -> tuple[Any, ...]:
     """What the call returns after its error code."""
     error, *results = call(*arguments)
     if int(error):
