@@ -114,14 +114,15 @@ def test_many_requests_through_a_small_pool(fleet: Fleet) -> None:
     assert {fact.ok for fact in fleet.finishes()} == {True}
 
 
-def test_a_killed_worker_is_replaced_and_its_copy_done_again(fleet: Fleet) -> None:
+@pytest.mark.parametrize(("fleet", "held"), [("numpy", HELD), (GPU, f"{HELD_PADDLE}@gpu:0")], indirect=["fleet"])
+def test_a_killed_worker_is_replaced_and_its_copy_done_again(fleet: Fleet, held: str) -> None:
     """Otherwise blocks would stay pinned for ever, or half-copied ones be used.
 
     Given a worker killed in the middle of a copy (SIGKILL), when workers are started again, then the same transfer is
     finished, once, and its bytes are right.
     """
     first, second = fleet.engine("e0"), fleet.engine("e1")
-    workers = fleet.launch(first, HELD)
+    workers = fleet.launch(first, held)
     fleet.hold()
     hashes, transfer = swap_out(fleet, first)
     for worker in workers:
