@@ -48,7 +48,7 @@ class Plan:
     """What changes in our books if the step stands.
 
     Attributes:
-        waits_for: transfers that make room for the oldest request without blocks; no newer one is given any.
+        without_room: what the oldest request without blocks was answered; no newer one is given any.
         stalled: a lone request waits for blocks of other engines.
         short: somebody got no blocks.
     """
@@ -58,9 +58,14 @@ class Plan:
     advanced: list[Advance] = attrs.Factory(list)
     refused: list[Sequence] = attrs.Factory(list)
     admitted: list[Admission] = attrs.Factory(list)
-    waits_for: tuple[str, ...] = ()
+    without_room: Allocation | None = None
     stalled: bool = False
     short: bool = False
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """The transfers that make room, as the answer has them by now: inside a step it may change."""
+        return () if self.without_room is None else self.without_room.waits_for
 
     @property
     def changes(self) -> bool:

@@ -193,7 +193,7 @@ class Scheduler:
 
     def _allocate(self, plan: Plan, going: list[Sequence], sequence: Sequence, blocks: int) -> Allocation | None:
         """Blocks for a running request, if need be at the cost of the newest; None: not in this step."""
-        while not plan.waits_for:
+        while plan.without_room is None:
             try:
                 allocation = self.index.allocate(sequence.id, blocks)
             except PoolExhausted:
@@ -214,7 +214,7 @@ class Scheduler:
 
     def _must_wait(self, plan: Plan, allocation: Allocation) -> None:
         plan.short = True
-        plan.waits_for = allocation.waits_for
+        plan.without_room = allocation
 
     def _plan_waiting(self, plan: Plan, running: int, budget: int) -> None:
         for sequence in self.waiting:
@@ -224,7 +224,9 @@ class Scheduler:
                 plan.refused.append(sequence)
                 continue
             blocks = sequence.blocks_for(sequence.known)
-            if plan.waits_for or not self.index.can_allocate(blocks + running):  # leave each running one its next block
+            if plan.without_room is not None or not self.index.can_allocate(
+                blocks + running
+            ):  # leave each running one its next block
                 plan.short = True
                 return
             admission = self._admit(plan, sequence, blocks, budget)

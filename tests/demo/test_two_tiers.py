@@ -42,6 +42,7 @@ def engine(
     connection: LogConnection,
     name: str = "engine",
     *,
+    pool: str | None = None,
     gpu: int,
     host: int,
     policy: Policy | None = WHEN_NEEDED,
@@ -51,6 +52,7 @@ def engine(
         connection,
         name=INDEX,
         engine=name,
+        gpu_pool=pool,
         gpu_blocks=gpu,
         cpu_blocks=host,
         policy=policy,
@@ -260,6 +262,33 @@ def test_a_request_that_must_wait_for_room_is_admitted_once(connection: LogConne
     serve(workers_of(connection), scheduler)
     assert (scheduler.tally.requests, scheduler.tally.evicted_blocks, scheduler.tally.preemptions) == (1, evicted, 0)
     assert is_sound(swapped_out)
+
+
+def test_what_makes_room_may_be_anothers_by_the_time_the_step_stands(connection: LogConnection) -> None:
+    """The engine would ask after transfers that never were, and end.
+
+    Given two engines on one pool, and a request of one that waits for room in it
+    When it decides to push out what nobody uses, and the other did so before its step arrived
+    Then it waits for what the other began, and is served.
+    """
+    ours, other = (engine(connection, name, pool="gpu:shared", gpu=8, host=64) for name in ("ours", "other"))
+    workers = workers_of(connection)
+    serve(workers, Scheduler(other, numbered(request([1, 2, 3], 1), request([4, 5, 6], 1))))
+    ours.refresh()
+    scheduler = Scheduler(ours, [(2, request([7, 8, 9, 10, 11, 12, 13], 1))])
+    assert scheduler.step() is Outcome.PROGRESS, "it is admitted, and has no block yet"
+    workers.work()
+    serve(workers, Scheduler(other, [(3, request([14, 15, 16], 1)), (4, request([17, 18, 19], 1))]))
+    ours.refresh()
+    begun = other.make_room(8).waits_for
+
+    assert scheduler.step() is Outcome.MOVING
+
+    assert scheduler.waits_for in begun
+    assert ours.wait(scheduler.waits_for, 0.0).under_way
+    serve(workers, scheduler)
+    assert scheduler.tally.requests == 1
+    assert is_sound(ours)
 
 
 def test_an_engine_whose_workers_do_nothing_says_so(swapped_out: CacheIndex, monkeypatch: pytest.MonkeyPatch) -> None:
