@@ -108,8 +108,8 @@ class Following:
     def _start_from(self, replica: Replica | None) -> None:
         if replica is not None:
             with self._guard:
+                self._outcomes.begin_at(replica.state, self._replica.state)
                 self._replica = replica
-                self._outcomes.begin_at(replica.state)
                 self._life.notice(replica.state, ())
                 self._log.at(replica.base)
 

@@ -281,8 +281,9 @@ class CacheIndex(IndexUpkeep):
         """Wait until a transfer has ended, at most `timeout` seconds; others of this engine go on meanwhile.
 
         Returns:
-            "done", "failed" or "cancelled" with the reason; "under way" when the time was over first. After a failed
-            swap-in the request's path ends before what did not come: `table` is shorter, allocate and compute.
+            "done", "failed", "cancelled" or "forgotten" with the reason; "under way" when the time was over first. After a
+            failed swap-in the request's path ends before what did not come: `table` is shorter, allocate and compute.
+            After a forgotten one it may: this engine was away for so long that the log no longer says how it ended.
 
         Raises:
             UnknownTransfer: never started, or ended too long ago.

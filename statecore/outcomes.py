@@ -7,6 +7,7 @@ fed with every entry a session applies.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from events.facts import (
     EngineLeft,
@@ -20,8 +21,11 @@ from events.facts import (
 from events.limits import OUTCOMES_MAX
 from statecore.rejections import UnknownTransfer
 from statecore.replica import Replica
-from statecore.results import CANCELLED, DONE, FAILED, UNDER_WAY, TransferState
-from statecore.state import State
+from statecore.results import CANCELLED, DONE, FAILED, FORGOTTEN, UNDER_WAY, TransferState
+from statecore.sends import Send
+from statecore.state import State, Transfer
+
+_UNREAD: Final = "in a part of the log that was trimmed before it was read here"
 
 
 class Outcomes:
@@ -43,21 +47,28 @@ class Outcomes:
                 if not fact.ok:
                     self._dropped_with(fact, state)
             elif isinstance(fact, SendStarted):
-                self._sent.pop((fact.receiver, fact.request), None)
-                self._sent[fact.receiver, fact.request] = fact.transfer
-                if len(self._sent) > OUTCOMES_MAX:
-                    del self._sent[next(iter(self._sent))]
+                self._was_sent(fact.receiver, fact.request, fact.transfer)
             elif isinstance(fact, RequestReleased):  # its id may come again, for another sequence
                 self._sent.pop((fact.engine, fact.request), None)
             elif isinstance(fact, EngineLeft | EngineLost):
                 self._sent = {sent: by for sent, by in self._sent.items() if sent[0] != fact.engine}
 
-    def begin_at(self, state: State) -> None:
-        """A snapshot's state: what is cancelled in it stays so when its workers report. It does not say why."""
-        cancelled = [each.id for each in state.transfers.values() if each.cancelled]
-        cancelled += [each.id for each in state.sends.values() if each.cancelled]
-        for transfer in cancelled:
-            self._end(TransferState(transfer, CANCELLED, "cancelled in a part of the log that is trimmed"))
+    def begin_at(self, state: State, before: State) -> None:
+        """A snapshot's state, in place of the one `before`: nobody reads what lies between.
+
+        What is cancelled in it stays so when its workers report; it does not say why. What was under way before and is no
+        more has ended; it does not say how. What it says is under way to somebody may have been sent in between.
+        """
+        moving: dict[str, Transfer | Send] = {**state.transfers, **state.sends}
+        for transfer in moving.values():
+            if transfer.cancelled:
+                self._end(TransferState(transfer.id, CANCELLED, f"cancelled {_UNREAD}"))
+        for name in (*before.transfers, *before.sends):
+            if name not in moving:
+                self._end(TransferState(name, FORGOTTEN, f"ended {_UNREAD}"))
+        for send in state.sends.values():
+            if not send.cancelled or send.request in state.engines[send.receiver].requests:
+                self._was_sent(send.receiver, send.request, send.id)
 
     def of(self, transfer: str, replica: Replica) -> TransferState:
         """What is known of a transfer; `UnknownTransfer` if it never was, or ended too long ago."""
@@ -75,6 +86,12 @@ class Outcomes:
 
     def get(self, transfer: str) -> TransferState | None:
         return self._ended.get(transfer)
+
+    def _was_sent(self, receiver: str, request: str, transfer: str) -> None:
+        self._sent.pop((receiver, request), None)
+        self._sent[receiver, request] = transfer
+        if len(self._sent) > OUTCOMES_MAX:
+            del self._sent[next(iter(self._sent))]
 
     def _dropped_with(self, failed: TransferFinished, state: State) -> None:
         """A swap-in that failed takes along what other transfers move below it; no fact says that of each."""

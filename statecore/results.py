@@ -15,6 +15,7 @@ UNDER_WAY: Final = "under way"
 DONE: Final = "done"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
+FORGOTTEN: Final = "forgotten"
 
 
 @attrs.define(slots=True)
@@ -97,7 +98,8 @@ class TransferState:
     """What is known of a transfer.
 
     Attributes:
-        state: "under way", "done", "failed" or "cancelled".
+        state: "under way", "done", "failed" or "cancelled"; "forgotten": it has ended, in a part of the log that was trimmed
+            before this engine read it. Then `table` and `path_blocks` tell what came of a request that waited for it.
         reason: why it failed or was cancelled.
     """
 

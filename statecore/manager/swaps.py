@@ -141,8 +141,8 @@ class Swaps(ManagerBase):
         """On the engine that receives: wait until a request's blocks have come, at most `timeout` seconds.
 
         Returns:
-            "done", "failed" or "cancelled" with the reason; "under way" when the time was over first, without a transfer if
-            nobody has sent the request yet.
+            "done", "failed", "cancelled" or "forgotten" with the reason; "under way" when the time was over first, without a
+            transfer if nobody has sent the request yet.
         """
         request, seconds = door.request_id(request_id), door.seconds(timeout, "timeout")
         known: TransferState | None = None

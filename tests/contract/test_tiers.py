@@ -38,14 +38,17 @@ class Worker:
     index: str
 
     def finish(self, transfer: str, reason: str = "") -> None:
-        log = self.connection.log(self.index, follow=False)
-        entries = log.read(0)
         [start] = [
             fact
-            for entry in entries
+            for entry in self.connection.log(self.index, follow=False).read(0)
             for fact in entry.facts
             if isinstance(fact, TransferStarted) and fact.transfer == transfer
         ]
+        self.report(transfer, finish_touches(start)[bool(reason)], reason)
+
+    def report(self, transfer: str, touches: tuple[str, ...] = (), reason: str = "") -> None:
+        """The entry, with scopes it moves: a send moves none."""
+        head = self.connection.log(self.index, follow=False).head()
         written = commit(
             f"finish-{transfer}",
             engine="worker:gpu",
@@ -56,9 +59,9 @@ class Worker:
             codec.encode(written, at_ms=0),
             engine="worker:gpu",
             session=0,
-            base=Base(entries[-1].position, entries[-1].id),
+            base=Base(head.position, head.commit_id),
             checks=(),
-            touches=finish_touches(start)[bool(reason)],
+            touches=touches,
             fences=(),
         )
         assert isinstance(reply, RawAppended)

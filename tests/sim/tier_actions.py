@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 from statecore.hashing import HashedTokens
 from statecore.index import CacheIndex
 from statecore.rejections import UnknownTransfer
-from statecore.results import CANCELLED, DONE, FAILED, TransferState
-from tests.sim.accounts import require
+from statecore.results import CANCELLED, DONE, FAILED, FORGOTTEN, TransferState
+from tests.sim.accounts import Violation, require
 from tests.sim.model import Held, Model
 from tests.sim.process import Process
 from tests.sim.world import World
 
 if TYPE_CHECKING:
     from tests.sim.story import Story
-
-
-FORGOTTEN = "forgotten"
 
 
 class TierActions:
@@ -77,14 +74,13 @@ class TierActions:
         self.process.call(f"{'wait' if waiting else 'poll'}({name}: {', '.join(waits)})", do, update)
 
     def _state_of(self, transfer: str, waiting: bool) -> TransferState:
-        """What ended while this replica was behind the trim is unknown to it; its tables tell what came of it."""
+        """What ended while this replica was behind the trim is forgotten; its tables tell what came of it."""
         try:
             return self.index.wait(transfer, 0.0) if waiting else self.index.poll(transfer)
-        except UnknownTransfer:
-            if self.world.log.head().first == 1:
-                raise
-            self.world.marks["told: forgotten"] += 1
-            return TransferState(transfer, FORGOTTEN)
+        except UnknownTransfer as unknown:
+            raise Violation(
+                "who waits for a transfer is told of its end", f"{self.process.name}: {unknown}"
+            ) from unknown
 
     def _told(self, model: Model, name: str, answer: tuple[TransferState, ...]) -> None:
         """Who is told that all has come has the blocks; who is told that something has not, has fewer."""

@@ -7,7 +7,7 @@ from unittest import mock
 from events.facts import PathReady, TransferCancelled, TransferFinished
 from events.limits import OUTCOMES_MAX
 from statecore.outcomes import Outcomes
-from statecore.results import CANCELLED, DONE, TransferState
+from statecore.results import CANCELLED, DONE, FORGOTTEN, TransferState
 from statecore.state import State
 
 
@@ -69,11 +69,29 @@ def test_what_was_cancelled_before_a_snapshot_stays_cancelled() -> None:
     """
     state = State()
     for name, cancelled in (("a:1", True), ("a:2", False)):
-        transfer = mock.Mock(id=name, cancelled=cancelled)
-        state.transfers[name] = transfer
+        state.transfers[name] = mock.Mock(id=name, cancelled=cancelled)
     outcomes = Outcomes()
-    outcomes.begin_at(state)
+    outcomes.begin_at(state, State())
 
     outcomes.note([TransferFinished(name, ok=True, reason="") for name in ("a:1", "a:2")], state)
 
     assert [outcomes.get(name).state for name in ("a:1", "a:2")] == [CANCELLED, DONE]  # type: ignore[union-attr]
+
+
+def test_what_ended_unread_is_forgotten() -> None:
+    """Otherwise a scheduler that asks after what it waits for would be told that there never was such a transfer.
+
+    Given transfers and a send that were under way, of which one was told of and one still is, when a snapshot takes the
+    state's place, then the others are forgotten, and an end that comes later changes nothing.
+    """
+    before, after, outcomes = State(), State(), Outcomes()
+    before.transfers.update({name: mock.Mock(id=name, cancelled=False) for name in ("a:1", "a:2", "a:3")})
+    before.sends["b:1"] = mock.Mock(id="b:1", cancelled=False)
+    after.transfers["a:3"] = before.transfers["a:3"]
+    outcomes.note([TransferFinished("a:1", ok=True, reason="")], before)
+    outcomes.begin_at(after, before)
+    outcomes.note([TransferFinished("a:2", ok=True, reason="")], after)
+
+    ended = {name: outcomes.get(name) for name in ("a:1", "a:2", "a:3", "b:1")}
+    assert [each and each.state for each in ended.values()] == [DONE, FORGOTTEN, None, FORGOTTEN]
+    assert "trimmed" in ended["a:2"].reason  # type: ignore[union-attr]

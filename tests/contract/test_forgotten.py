@@ -1,0 +1,140 @@
+"""Transfers that ended while somebody who waits for them was behind the trim, on every backend: what he is told.
+
+How he gets there is `test_trimmed.py`'s. The worker is one line of what a real one reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from events import limits
+from events.log import LogConnection
+from statecore import CacheIndex, Policy, TransferState
+from tests.contract.test_tiers import BLOCK_SIZE, Worker, cache, empty, prompt
+from tests.contract.test_trimmed import engine, falls_behind, sound
+
+Ask = Callable[[CacheIndex, str], TransferState]
+
+
+@pytest.fixture(autouse=True)
+def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_MARGIN", 5)
+
+
+@pytest.fixture
+def worker(connection: LogConnection, index_name: str) -> Worker:
+    return Worker(connection, index_name)
+
+
+@pytest.fixture
+def idle(connection: LogConnection, index_name: str) -> CacheIndex:
+    """An engine of four blocks that looks only when it is called."""
+    return engine(
+        connection,
+        index_name,
+        "idle",
+        gpu_pool="gpu",
+        gpu_blocks=4,
+        cpu_blocks=8,
+        policy=Policy(free_low=0, free_high=0),
+    )
+
+
+@pytest.fixture
+def busy(connection: LogConnection, index_name: str, idle: CacheIndex) -> CacheIndex:
+    assert idle.session == 1
+    return engine(connection, index_name, "busy", gpu_pool="gpu:busy")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda index, transfer: index.poll(transfer), lambda index, transfer: index.wait(transfer, 5.0)]
+)
+@pytest.mark.parametrize("reason", ["", "rank 0: gone"], ids=["done", "failed"])
+def test_a_swap_in_that_ended_behind_the_trim(
+    connection: LogConnection,
+    index_name: str,
+    idle: CacheIndex,
+    busy: CacheIndex,
+    worker: Worker,
+    reason: str,
+    ask: Ask,
+) -> None:
+    """Otherwise a scheduler would be told that what it waits for never was, and end, or wait for it for ever.
+
+    Given a request that waits for its blocks, when they have come, or failed to, and the log was trimmed past that, then
+    the engine is told that it is forgotten, in the same life, and its table holds what is there; it computes the rest.
+    """
+    cache(idle, "first", prompt(1))
+    empty(idle, worker)
+    (transfer,) = idle.match("again", prompt(1)).waits_for
+    worker.finish(transfer, reason)
+    falls_behind(connection, index_name, idle, busy)
+
+    told = ask(idle, transfer)
+
+    assert (told.state, told.done, told.under_way) == ("forgotten", False, False)
+    assert "trimmed before it was read here" in told.reason
+    assert idle.session == 1
+    assert len(idle.table("again")) == idle.path_blocks("again") == (0 if reason else 2)
+    if reason:
+        assert len(idle.allocate("again", 2).blocks) == 2
+    sound(idle, busy)
+
+
+def test_room_that_came_behind_the_trim(
+    connection: LogConnection, index_name: str, idle: CacheIndex, busy: CacheIndex, worker: Worker
+) -> None:
+    """Otherwise who waits for room would end, or wait for ever.
+
+    Given a request that waits for room, when the swap-out ended behind the trim, then it is forgotten, and there is room.
+    """
+    cache(idle, "first", prompt(1, blocks=4))
+    idle.match("large", [9] * 4 * BLOCK_SIZE)
+    (transfer,) = idle.allocate("large", 4).waits_for
+    worker.finish(transfer)
+    falls_behind(connection, index_name, idle, busy)
+
+    assert idle.poll(transfer).state == "forgotten"
+    assert len(idle.allocate("large", 4).blocks) == 4
+    sound(idle, busy)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["known before", "sent meanwhile"])
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "under way"])
+def test_a_request_that_was_sent(
+    connection: LogConnection,
+    index_name: str,
+    idle: CacheIndex,
+    busy: CacheIndex,
+    worker: Worker,
+    seen: bool,
+    ended: bool,
+) -> None:
+    """Otherwise a decode engine would wait for ever for a request that is under way to it.
+
+    Given a send to an engine that knew of it or not, when it ended or not, and the log was trimmed past that, then what is
+    under way is known, and told as done when it ends; what ended is forgotten, or was never heard of.
+    """
+    idle.match("r", prompt(7))
+    given = idle.allocate("r", 2).blocks
+    cached = busy.match("r", prompt(7))
+    busy.allocate("r", 2 - len(cached.blocks))
+    busy.extend("r", ready=True)
+    sent = busy.send("r", busy.table("r"), "idle", given).transfer
+    if seen:
+        assert idle.refresh() == busy.refresh()
+    if ended:
+        worker.report(sent)
+    falls_behind(connection, index_name, idle, busy)
+
+    told = idle.arrival("r")
+    if not ended:
+        assert told == TransferState(sent, "under way")
+        worker.report(sent)
+        assert idle.refresh() == busy.refresh()
+        assert idle.arrival("r") == TransferState(sent, "done")
+    else:
+        assert told is None if not seen else told is not None and told.state == "forgotten"
+    sound(idle, busy)
