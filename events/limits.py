@@ -110,7 +110,7 @@ saturating engines on one pool, 64 losses in a row do not happen by chance."""
 
 JOIN_ATTEMPTS_MAX: Final = 1024
 """The same for a life that begins. The one before may be of a process that still works, and commits without a pause: then
-every commit of it is a conflict, until this one has ended it. At worst about 10 s of waits."""
+every commit of it is a conflict, until this one has ended it. About 10 s of waits if all are lost, and as many requests."""
 
 CONFLICT_WAIT_INITIAL_S: Final = 0.0005
 CONFLICT_WAIT_MAX_S: Final = 0.02

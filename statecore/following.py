@@ -108,6 +108,7 @@ class Following:
     def _start_from(self, replica: Replica | None) -> None:
         if replica is not None:
             with self._guard:
+                self._replica.undo()  # what a step at hand begins is not under way yet
                 self._outcomes.begin_at(replica.state, self._replica.state)
                 self._replica = replica
                 self._life.notice(replica.state, ())

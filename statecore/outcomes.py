@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from events.facts import (
+    EngineJoined,
     EngineLeft,
     EngineLost,
     Fact,
@@ -50,14 +51,15 @@ class Outcomes:
                 self._was_sent(fact.receiver, fact.request, fact.transfer)
             elif isinstance(fact, RequestReleased):  # its id may come again, for another sequence
                 self._sent.pop((fact.engine, fact.request), None)
-            elif isinstance(fact, EngineLeft | EngineLost):
+            elif isinstance(fact, EngineJoined | EngineLeft | EngineLost):  # the end may stand where nobody read it
                 self._sent = {sent: by for sent, by in self._sent.items() if sent[0] != fact.engine}
 
     def begin_at(self, state: State, before: State) -> None:
         """A snapshot's state, in place of the one `before`: nobody reads what lies between.
 
         What is cancelled in it stays so when its workers report; it does not say why. What was under way before and is no
-        more has ended; it does not say how. What it says is under way to somebody may have been sent in between.
+        more has ended; it does not say how. What it says is under way to somebody may have been sent in between; where the
+        receiver has given blocks back, it was to an earlier request, or it is known.
         """
         moving: dict[str, Transfer | Send] = {**state.transfers, **state.sends}
         for transfer in moving.values():
@@ -67,7 +69,8 @@ class Outcomes:
             if name not in moving:
                 self._end(TransferState(name, FORGOTTEN, f"ended {_UNREAD}"))
         for send in state.sends.values():
-            if not send.cancelled or send.request in state.engines[send.receiver].requests:
+            live = send.request in state.engines[send.receiver].requests
+            if not send.cancelled or (live and not send.quarantine):
                 self._was_sent(send.receiver, send.request, send.id)
 
     def of(self, transfer: str, replica: Replica) -> TransferState:

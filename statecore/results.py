@@ -99,7 +99,8 @@ class TransferState:
 
     Attributes:
         state: "under way", "done", "failed" or "cancelled"; "forgotten": it has ended, in a part of the log that was trimmed
-            before this engine read it. Then `table` and `path_blocks` tell what came of a request that waited for it.
+            before this engine read it. `table` and `path_blocks` tell what came of a request that waited for a swap; whether
+            a send has brought its blocks nobody can tell any more.
         reason: why it failed or was cancelled.
     """
 

@@ -94,11 +94,12 @@ class IndexUpkeep(IndexView):
         return self._session.perform(command, Handover(request, receiver), self._answers.handover)
 
     def arrival(self, request: str) -> TransferState | None:
-        """What became of the last send of a request to this engine, by what has arrived; None: nobody has sent it, or it was
-        sent and ended while this engine was away for longer than the log is kept.
+        """What became of the last send of a request to this engine that it has heard of; None: it has heard of none. Nobody
+        has sent it, or it was sent and ended while this engine was away for longer than the log is kept.
 
-        No longer known when the request is released here. After "failed", "cancelled" or "forgotten" give the blocks back
-        and do not compute into them: a worker may still write there, so they are kept apart until it has reported.
+        No longer known when the request is released here. After "failed", "cancelled" or "forgotten" give the blocks back.
+        Do not compute into those of a cancelled one: a worker may still write there, so they are kept apart until it has
+        reported.
         """
         return self._session.arrival(door.request_id(request))
 

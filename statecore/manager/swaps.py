@@ -142,7 +142,7 @@ class Swaps(ManagerBase):
 
         Returns:
             "done", "failed", "cancelled" or "forgotten" with the reason; "under way" when the time was over first, without a
-            transfer if nobody has sent the request yet.
+            transfer if this engine has heard of no send: it is to come, or ended where this engine could not read it.
         """
         request, seconds = door.request_id(request_id), door.seconds(timeout, "timeout")
         known: TransferState | None = None
@@ -154,7 +154,7 @@ class Swaps(ManagerBase):
             elif not known.under_way or not self.index.wait(known.transfer, left).under_way:
                 return self.index.poll(known.transfer)
         known = known or self.index.arrival(request)
-        return known or TransferState("", UNDER_WAY, "nobody has sent it yet")
+        return known or TransferState("", UNDER_WAY, "no send of it is known here")
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

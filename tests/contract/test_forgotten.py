@@ -6,6 +6,7 @@ How he gets there is `test_trimmed.py`'s. The worker is one line of what a real 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -117,12 +118,7 @@ def test_a_request_that_was_sent(
     Given a send to an engine that knew of it or not, when it ended or not, and the log was trimmed past that, then what is
     under way is known, and told as done when it ends; what ended is forgotten, or was never heard of.
     """
-    idle.match("r", prompt(7))
-    given = idle.allocate("r", 2).blocks
-    cached = busy.match("r", prompt(7))
-    busy.allocate("r", 2 - len(cached.blocks))
-    busy.extend("r", ready=True)
-    sent = busy.send("r", busy.table("r"), "idle", given).transfer
+    sent = send_to(busy, "r", expecting(idle, "r"))
     if seen:
         assert idle.refresh() == busy.refresh()
     if ended:
@@ -138,3 +134,101 @@ def test_a_request_that_was_sent(
     else:
         assert told is None if not seen else told is not None and told.state == "forgotten"
     sound(idle, busy)
+
+
+@pytest.mark.parametrize("explicit", [True, False], ids=["in a step", "alone"])
+def test_what_begins_after_the_gap_is_not_forgotten(
+    connection: LogConnection, index_name: str, idle: CacheIndex, busy: CacheIndex, worker: Worker, explicit: bool
+) -> None:
+    """Otherwise a request would be computed on blocks whose bytes have not come.
+
+    Given an engine behind the trim, when its own step starts a swap-in before it hears of that, then the swap-in is under
+    way, and done when the worker has reported.
+    """
+    cache(idle, "first", prompt(1))
+    empty(idle, worker)
+    falls_behind(connection, index_name, idle, busy)
+
+    with idle.step() if explicit else nullcontext():
+        told = idle.match("again", prompt(1))
+
+    (transfer,) = told.waits_for
+    assert idle.poll(transfer) == TransferState(transfer, "under way")
+    worker.finish(transfer)
+    idle.refresh()
+    assert idle.poll(transfer) == TransferState(transfer, "done")
+    sound(idle, busy)
+
+
+def test_a_send_that_begins_after_the_gap_is_not_forgotten(
+    connection: LogConnection, index_name: str, idle: CacheIndex, busy: CacheIndex, worker: Worker
+) -> None:
+    """Given an engine behind the trim, when it sends a request before it hears of that, then the send is under way."""
+    given = expecting(busy, "r")
+    idle.match("r", prompt(7))
+    idle.allocate("r", 2)
+    idle.extend("r", ready=True)
+    falls_behind(connection, index_name, idle, busy)
+
+    sent = idle.send("r", idle.table("r"), "busy", given).transfer
+
+    assert idle.poll(sent) == TransferState(sent, "under way")
+    worker.report(sent)
+    idle.refresh()
+    assert idle.poll(sent) == TransferState(sent, "done")
+    sound(idle, busy)
+
+
+def test_a_send_to_an_earlier_request_of_that_name(
+    connection: LogConnection, index_name: str, idle: CacheIndex, busy: CacheIndex
+) -> None:
+    """Otherwise a decode engine would give back the blocks of a request to which nothing was sent.
+
+    Given a request that was given up while it was on its way, and another of its name, when the engine goes on from a
+    snapshot, then nobody has sent that one.
+    """
+    given = expecting(idle, "r")
+    send_to(busy, "r", given)
+    idle.refresh()
+    idle.release("r")
+    expecting(idle, "r", 8)
+    assert idle.arrival("r") is None
+    falls_behind(connection, index_name, idle, busy)
+
+    assert idle.arrival("r") is None
+    sound(idle, busy)
+
+
+def test_the_next_life_hears_of_no_send_to_the_one_before(
+    connection: LogConnection, index_name: str, idle: CacheIndex, busy: CacheIndex, worker: Worker
+) -> None:
+    """Otherwise a request would be gone on with in blocks that nobody has written.
+
+    Given an engine that was sent a request and left under another process, and all that behind the trim, when it begins its
+    next life and a request of that name, then nobody has sent that one.
+    """
+    sent = send_to(busy, "r", expecting(idle, "r"))
+    idle.refresh()
+    worker.report(sent)
+    engine(connection, index_name, "idle", gpu_pool="gpu", gpu_blocks=4, cpu_blocks=8).leave()
+    falls_behind(connection, index_name, idle, busy)
+
+    idle.rejoin()
+    expecting(idle, "r", 9)
+
+    assert idle.arrival("r") is None
+    sound(idle, busy)
+
+
+def expecting(receiver: CacheIndex, request: str, number: int = 7) -> list[int]:
+    """Blocks for a request that is to come."""
+    receiver.match(request, prompt(number))
+    return receiver.allocate(request, 2).blocks
+
+
+def send_to(sender: CacheIndex, request: str, blocks: list[int]) -> str:
+    """A computed request goes to these blocks of `idle`; the transfer."""
+    found = sender.match(request, prompt(7))
+    sender.allocate(request, 2 - len(found.blocks))
+    sender.extend(request, ready=True)
+    return sender.send(request, sender.table(request), "idle", blocks).transfer

@@ -87,6 +87,9 @@ class TierActions:
         marks = self.world.marks
         for each in answer:
             marks[f"told: {each.state}"] += 1
+        under_way = self.index.inspect(lambda state: set(state.transfers))
+        untrue = [each.transfer for each in answer if each.state == FORGOTTEN and each.transfer in under_way]
+        require(not untrue, "what goes on is not forgotten", (self.process.name, name, untrue))
         if any(each.under_way for each in answer):
             return
         self.process.notice_cut(model, name)
@@ -100,7 +103,7 @@ class TierActions:
         )
         require(
             lost or forgotten or all(each.state == DONE for each in answer),
-            "a transfer ends in one of three ways",
+            "a transfer ends in one of four ways",
             answer,
         )
         held.waits = ()
