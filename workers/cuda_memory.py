@@ -65,11 +65,9 @@ class CudaMemory:
         manner.srcAccessOrder = self._runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
         for start in range(0, len(spans), _BATCH):
             destinations, sources, sizes = map(list, zip(*spans[start : start + _BATCH], strict=True))
-            pieces, manners = (
-                (destinations, sources, sizes, len(sizes)),
-                ([manner], [0], 1),
-            )  # it is that of all from 0 on
-            self._call("cudaMemcpyBatchAsync", *pieces, *manners, self._stream, failure=CopyFailed)
+            copies = destinations, sources, sizes, len(sizes)
+            manners = [manner], [0], 1  # one, which holds from copy 0 on
+            self._call("cudaMemcpyBatchAsync", *copies, *manners, self._stream, failure=CopyFailed)
 
     def _queue_one_by_one(self, spans: Sequence[Span]) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault  # the direction follows from the addresses

@@ -136,14 +136,14 @@ def _require_enough(trace: Path) -> None:
 
 
 def _measurable(wanted: frozenset[str], *, named: bool) -> frozenset[str]:
-    """Without what this machine lacks something for: said on standard error, or refused when it was asked for by name."""
+    """Without what this machine lacks something for, which is said on standard error; refused if nothing else was named."""
     for group in GROUPS:
         if (left_out := wanted & set(group.figures)) and (reason := group.missing()):
             told = f"{', '.join(sorted(left_out))} cannot be measured: {reason}"
-            if named:
+            wanted -= left_out
+            if named and not wanted:
                 raise click.ClickException(told)
             click.echo(told, err=True)
-            wanted -= left_out
     return wanted
 
 

@@ -56,3 +56,14 @@ def test_without_a_gpu_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 0, result.output
     assert [figure["name"] for figure in json.loads(result.stdout)] == list(hashing.GROUP.figures)
     assert "cannot be measured: no GPU here" in result.stderr
+
+
+def test_a_pattern_that_names_others_too_measures_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given no cuda-python, when a pattern fits figures of the GPU and others, then the others are measured."""
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+
+    result = CliRunner().invoke(command.command, ["--quick", "--json", "-", "--only", "*_vs_memcpy"])
+
+    assert result.exit_code == 0, result.output
+    assert [figure["name"] for figure in json.loads(result.stdout)] == ["store_vs_memcpy"]
+    assert "gpu_swap_in_vs_memcpy, gpu_swap_out_vs_memcpy cannot be measured" in result.stderr

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 GPU = 0
+FAILED_NOWHERE = (1 << 64) - 1
+"""What CUDA 12 answers as the index of the copy that failed; CUDA 13 answers none."""
 HANDLE_BYTES = 64
 
 
@@ -185,7 +187,7 @@ class PretendedRuntime:
             return (Error.cudaErrorInvalidValue,)
         assert len(destinations) == len(sources) == len(sizes) == count
         self.streams[stream] += reversed(list(zip(destinations, sources, sizes, strict=True)))
-        return (Error.cudaSuccess,)
+        return (Error.cudaSuccess, FAILED_NOWHERE) if self.version < 13_000 else (Error.cudaSuccess,)
 
     def _synchronize(self, stream: int) -> tuple[Any, ...]:
         for destination, source, size in self.streams[stream]:

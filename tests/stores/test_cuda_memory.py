@@ -23,9 +23,8 @@ from workers.store import CopyFailed
 SIZE = 1 << 20
 
 
-NEW, OLD = 13_000, 12_070
-"""Drivers that copy in batches, and that do not."""
-COPIES = {NEW: "cudaMemcpyBatchAsync", OLD: "cudaMemcpyAsync"}
+COPIES = {13_000: "cudaMemcpyBatchAsync", 12_090: "cudaMemcpyBatchAsync", 12_070: "cudaMemcpyAsync"}
+"""What drivers copy with: in batches, with one result or two, and not in batches."""
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, version: int) -> PretendedRuntime:
@@ -35,12 +34,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: int) -> PretendedRuntime:
     return runtime
 
 
-@pytest.fixture(params=[NEW, OLD])
+@pytest.fixture(params=list(COPIES))
 def pretended(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PretendedRuntime:
     return pretend(monkeypatch, request.param)
 
 
-@pytest.fixture(params=[NEW, OLD, "gpu"])
+@pytest.fixture(params=[*COPIES, "gpu"])
 def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`cuda.bindings.runtime`, pretended or real."""
     if request.param != "gpu":
