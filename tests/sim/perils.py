@@ -52,8 +52,10 @@ class Perils:
                 world.tell(f"{seconds} s pass")
                 world.clockwork.passes(seconds)
             case "roll back" if world.server.lives < LIVES_MAX:
-                if world.server.roll_back() and not known.SILENT_ACROSS_A_LOSS:
-                    self._the_silent_die()
+                if world.server.roll_back():
+                    self._the_ended_stay_ended()
+                    if not known.SILENT_ACROSS_A_LOSS:
+                        self._the_silent_die()
             case "restart" if world.server.lives < LIVES_MAX:
                 world.server.restart()
             case "stop":
@@ -66,6 +68,15 @@ class Perils:
                 world.tell("the machine sleeps for a minute")
                 world.marks["the machine sleeps"] += 1
                 world.clockwork.passes(60.0, asleep=True)
+
+    def _the_ended_stay_ended(self) -> None:
+        """Whose device was ended for a process of the same name, whose beginning is lost: the log calls them alive again."""
+        for process in tuple(self._story.zombies):
+            if process.device_ended and not process.busy and process.alive_in_log():
+                self._world.tell(f"{process.name} was ended for another of its name")
+                self._world.marks["who was ended is alive again by the log"] += 1
+                process.dead = True
+                self._story.zombies.remove(process)
 
     def _the_silent_die(self) -> None:
         """See `known.SILENT_ACROSS_A_LOSS`."""
@@ -126,6 +137,7 @@ class Perils:
                 self._world.contents.gone.discard(process.pool)
             elif process.engine == fact.engine:
                 process.stream.forget()
+                process.device_ended = True
 
     # --- healing ----------------------------------------------------------------------------------------------------
 

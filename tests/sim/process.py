@@ -111,6 +111,7 @@ class Process(Told):
         self.over = False
         self._give_up()
         self.stream.forget()  # it waits for its device first
+        self.device_ended = False
         if not self._run("rejoin", self.up.rejoin, ((_begin_again, None),), new_life=True) and self.doubt is None:
             self.over = True  # neither the old life nor a new one
 

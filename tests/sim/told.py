@@ -50,6 +50,7 @@ class Told:
         over: it knows that its life has ended.
         dead: the process was killed. paused: it is stopped, and may be woken.
         has_memory: it has brought its pool's memory along, where that does not outlive it.
+        device_ended: what it computes on was ended, because another process of its name began.
         log: what its index talks to; renews its lease.
         stream: what its device computes.
     """
@@ -69,6 +70,7 @@ class Told:
         self.dead = False
         self.paused = False
         self.has_memory = False
+        self.device_ended = False
         self.log: EventLog | None = None
         self.renewed_at = 0.0
         self.stream = DeviceStream(world.contents, self)
