@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import redis
+
 from tests.servers import LOOPBACK, RedisServer
 
 SLOTS: Final = 16384
@@ -171,6 +173,13 @@ class Watched:
         there, here = self.primary.client().info("replication"), self.replica.client().info("replication")
         behind = int(there["master_repl_offset"]) - int(here.get("slave_repl_offset", -1))
         return bool(here.get("master_link_status") == "up") and behind == 0
+
+    def follows(self, server: RedisServer) -> bool:
+        """Whether it has become a replica. The Sentinel that makes it one cuts off who is connected to it."""
+        try:
+            return bool(server.client().info("replication")["role"] == "slave")
+        except redis.ConnectionError:
+            return False
 
     def current(self) -> RedisServer:
         """The primary the Sentinels name."""

@@ -60,7 +60,7 @@ def test_a_failover(watched: Watched, index_name: str) -> None:
         assert watched.current() is watched.replica
         assert a.position > position
         watched.primary.start()
-        eventually(lambda: watched.primary.client().info("replication")["role"] == "slave", "the old one is a replica")
+        eventually(lambda: watched.follows(watched.primary), "the old one is a replica")
         compute(b, "later")
         a.refresh()
         b.refresh()

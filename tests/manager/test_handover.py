@@ -87,7 +87,7 @@ def test_nobody_has_sent_it(pair: Pair) -> None:
     state = pair.decode.wait_for_cache("handed", 0.05)
 
     assert state.under_way
-    assert (state.transfer, state.reason) == ("", "nobody has sent it yet")
+    assert (state.transfer, state.reason) == ("", "no send of it is known here")
 
 
 def test_the_workers_fail(pair: Pair) -> None:
