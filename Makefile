@@ -3,8 +3,8 @@
 PYTHON ?= python3.11
 ARGS   ?=
 
-# Four workers, for many tests wait more than they compute; a file's tests on one of them: its servers are started once.
-PYTEST := .venv/bin/python -m pytest -n 4 --dist loadfile
+# More workers than cores, for many tests wait; a file's tests on one of them: its servers are started once.
+PYTEST := .venv/bin/python -m pytest -n 3 --dist loadfile
 READY  := .venv/.ready
 TESTED := .venv/.ready-for-tests
 
