@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from events import Unavailable, codec
+import pytest
+
+from events import Unavailable, codec, limits
 from events.log import LogConnection
 from events.ports import Base, RawReply, RenewReply
 from events.transport import Transport
@@ -16,6 +18,12 @@ from tests.servers import RedisServer
 BARRIER_S = 0.75
 INDEX = "lives"
 TOKENS = list(range(12))
+
+
+def shorten_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that opens soon after a restart, and appends that do not wait for it longer than a test may."""
+    monkeypatch.setattr(limits, "BARRIER_S", BARRIER_S)
+    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 6.0)
 
 
 def engine(connection: LogConnection, name: str, *, follow: bool = False) -> CacheIndex:

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from events import RolledBack, connect, limits
+from events import RolledBack, connect
 from events.keys import HEAD_LIFE, HEAD_OPENING, IndexKeys
 from events.ports import Appended, Base, Diverged, Renewed
 from tests.contract.commits import commit, filled
@@ -19,6 +19,7 @@ from tests.contract.lives import (
     engine,
     renewed,
     serve,
+    shorten_barrier,
     sound,
 )
 from tests.servers import Proxy, RedisServer
@@ -26,8 +27,7 @@ from tests.servers import Proxy, RedisServer
 
 @pytest.fixture(autouse=True)
 def short_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BARRIER_S", BARRIER_S)
-    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 6.0)
+    shorten_barrier(monkeypatch)
 
 
 @attrs.frozen

@@ -153,10 +153,7 @@ def test_what_begins_after_the_gap_is_not_forgotten(
         told = idle.match("again", prompt(1))
 
     (transfer,) = told.waits_for
-    assert idle.poll(transfer) == TransferState(transfer, "under way")
-    worker.finish(transfer)
-    idle.refresh()
-    assert idle.poll(transfer) == TransferState(transfer, "done")
+    under_way_and_then_done(idle, transfer, worker.finish)
     sound(idle, busy)
 
 
@@ -172,10 +169,7 @@ def test_a_send_that_begins_after_the_gap_is_not_forgotten(
 
     sent = idle.send("r", idle.table("r"), "busy", given).transfer
 
-    assert idle.poll(sent) == TransferState(sent, "under way")
-    worker.report(sent)
-    idle.refresh()
-    assert idle.poll(sent) == TransferState(sent, "done")
+    under_way_and_then_done(idle, sent, worker.report)
     sound(idle, busy)
 
 
@@ -218,6 +212,13 @@ def test_the_next_life_hears_of_no_send_to_the_one_before(
 
     assert idle.arrival("r") is None
     sound(idle, busy)
+
+
+def under_way_and_then_done(index: CacheIndex, transfer: str, report: Callable[[str], None]) -> None:
+    assert index.poll(transfer) == TransferState(transfer, "under way")
+    report(transfer)
+    index.refresh()
+    assert index.poll(transfer) == TransferState(transfer, "done")
 
 
 def expecting(receiver: CacheIndex, request: str, number: int = 7) -> list[int]:

@@ -28,6 +28,7 @@ from tests.contract.lives import (
     renewed,
     restart,
     serve,
+    shorten_barrier,
     sound,
 )
 from tests.servers import RedisServer
@@ -35,8 +36,7 @@ from tests.servers import RedisServer
 
 @pytest.fixture(autouse=True)
 def short_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BARRIER_S", BARRIER_S)
-    monkeypatch.setattr(limits, "APPEND_DEADLINE_S", 6.0)
+    shorten_barrier(monkeypatch)
 
 
 @pytest.fixture
